@@ -24,13 +24,13 @@ max_new_tokens = 300  # how many characters long is it?
 # overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
 settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
 for arg in [] if sys.argv[0].endswith('launcher.py') else sys.argv[1:]:
-    name, _, value = arg.removeprefix('--').partition('=')
+    name, _, value = arg[2:].partition('=')
     kind = type(settings.get(name))
     try:
         globals()[name] = {'True': True, 'False': False}[value] if kind is bool else kind(value)
     except (KeyError, TypeError, ValueError):
         near = difflib.get_close_matches(name, settings, 1, cutoff=0)[0]
-        sys.exit(f'{arg}: did you mean --{near}={settings[near]!r} ({type(settings[near])})?')
+        sys.exit(f'{arg}: do you mean --{near}={settings[near]} ({type(settings[near]).__name__})?')
 for name in ('batch_size', 'block_size', 'eval_interval', 'temperature'):
     if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
 if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
@@ -71,7 +71,7 @@ class Bigram(nn.Module):
         nn.init.zeros_(self.wte.weight)  # nothing known yet: the first loss is ln(vocab_size)
 
     def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size); given targets (B, T), also the mean loss."""
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
         logits = self.wte(idx)
         if targets is None: return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)

@@ -2,17 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch", "numpy"]
 # ///
-"""A GPT (Radford et al. 2018; Vaswani et al. 2017) that learns to write, character by character, in one file.
+"""A GPT that learns to write, character by character: all of it, in one file.
 
-    python gpt.py                                     train on input.txt, then write
-    python gpt.py --rung=2 (3, 4, ... 11)             the same model, one idea at a time
-    python gpt.py --resume=True                       go on after Ctrl-C or a crash
-    python gpt.py --resume=True --max_iters=0 --prompt="To be"      only write
+    python gpt.py                                             trains on input.txt, then writes
+    python gpt.py --rung=5                                    trains the model of rung 5 (see below)
+    python gpt.py --resume=True                               goes on after Ctrl-C, or a crash
+    python gpt.py --resume=True --max_iters=0 --prompt=HAMLET:  only writes
 
 XXX
-What bigram.py lacks and this file has: attention, so that a prediction looks at up to block_size characters;
-MLPs, residuals and LayerNorm, so that blocks of it stack; number types, warm-up, gradient clipping, dropout,
-a checkpoint, progress.
+What it has and bigram.py has not: attention, MLPs, residuals and LayerNorm in a stack of blocks;
+number types, warm-up, gradient clipping, dropout; evaluation by windows, a checkpoint, progress.
 """
 import difflib, hashlib, http.client, math, os, pathlib, signal, sys, time, timeit, urllib.request
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -21,10 +20,10 @@ import torch, torch.nn as nn, torch.nn.functional as F
 gpus = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
 device = 'cpu' if '--device=cpu' in sys.argv else next((d for d in gpus if gpus[d]), 'cpu')
 on_gpu = device == 'cuda'  # then the larger of the two sizes below
-dtype = 'auto'  # in which numbers are matrices multiplied? 'float32', 'bfloat16', 'float16' or 'auto'
+dtype = 'auto'  # the type of number in matrix products: 'float32', 'bfloat16', 'float16', 'auto'
 seed = 1337  # the same seed and settings give the same losses
-batch_size = 64 if on_gpu else 24  # how many windows of text does one step learn from?
-block_size = 256 if on_gpu else 64  # how many characters does a window have?
+batch_size = 64 if on_gpu else 12  # how many windows of text does one step learn from?
+block_size = 256 if on_gpu else 128  # how many characters does a window have?
 n_layer = 6 if on_gpu else 4  # how many blocks are stacked?
 n_head = 6 if on_gpu else 4  # in how many heads does each block look back?
 n_embd = 384 if on_gpu else 128  # how many channels carry a character through the blocks?
@@ -32,8 +31,8 @@ mlp_width = 4  # how many times wider than that is the MLP inside? 0: no MLP
 residual = True  # does a layer add to its input? False: it replaces it
 norm = 'pre'  # LayerNorm before each layer ('pre', GPT-2), after it ('post', 2017), or 'none'?
 dropout = 0.2 if on_gpu else 0.0  # which share of the activations is zeroed in training?
-max_iters = 5000 if on_gpu else 2000  # how many steps of training?
-learning_rate = 1e-3 if on_gpu else 4e-3  # how far can a step go? Tuned on Tiny Shakespeare
+max_iters = 5000 if on_gpu else 1500  # how many steps of training?
+learning_rate = 1e-3 if on_gpu else 5e-3  # how far can a step go? Tuned on Tiny Shakespeare
 warmup_iters = 100  # over how many steps does the learning rate rise to that?
 weight_decay = 0.1  # how strongly are the matrices pulled towards zero?
 beta2 = 0.99  # how long a memory does AdamW have for the size of gradients?
@@ -45,10 +44,10 @@ prompt = ''  # what does the sample go on from? '': token 0, in most texts the l
 temperature = 0.8  # how daring is the sample? Below 1 it prefers the likely
 top_k = 0  # from how many of the likeliest characters is each one drawn? 0: from all
 max_new_tokens = 500  # how many characters long is it?
-rung = 12  # which step of the ladder? 12: the constants above; 2 to 11: they and all lines to that rung
+rung = 12  # which step of the ladder? 12 is the constants above; rung r sets the lines 2 to r, too
 ladder = {
     2: dict(n_layer=1, n_head=1, n_embd=32, mlp_width=0, residual=False, norm='none', dropout=0.0,
-            batch_size=32, block_size=32, max_iters=5000, learning_rate=1e-3),  # one attention head
+            batch_size=32, block_size=32, max_iters=5000, learning_rate=3e-3),  # one attention head
     3: dict(n_head=4),  # several heads
     4: dict(mlp_width=1),  # an MLP after the attention
     5: dict(n_layer=3),  # three blocks
@@ -62,22 +61,24 @@ ladder = {
 # overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
 settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
 for arg in [] if sys.argv[0].endswith('launcher.py') else sys.argv[1:]:
-    name, _, value = arg.removeprefix('--').partition('=')
+    name, _, value = arg[2:].partition('=')
     kind = type(settings.get(name))
     try:
         globals()[name] = {'True': True, 'False': False}[value] if kind is bool else kind(value)
     except (KeyError, TypeError, ValueError):
         near = difflib.get_close_matches(name, settings, 1, cutoff=0)[0]
-        sys.exit(f'{arg}: did you mean --{near}={settings[near]!r} ({type(settings[near])})?')
+        sys.exit(f'{arg}: do you mean --{near}={settings[near]} ({type(settings[near]).__name__})?')
 for r in range(2, rung + 1 if rung < 12 else 0):  # what the command line says outranks the ladder
-    globals().update({k: v for k, v in ladder[r].items() if f' --{k}=' not in ' '.join(sys.argv)})
+    globals().update({k: v for k, v in ladder[r].items() if f'--{k}=' not in ' '.join(sys.argv)})
 for name in ('batch_size', 'block_size', 'eval_interval', 'temperature'):
     if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
 for name in ('n_layer', 'n_head', 'n_embd', 'warmup_iters', 'grad_clip'):
     if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
 if n_embd % n_head: sys.exit(f'n_embd={n_embd} does not divide into n_head={n_head} equal heads')
 if not 0 <= dropout < 1: sys.exit(f'dropout={dropout}: it must be at least 0 and below 1')
-if norm not in ('pre', 'post', 'none'): sys.exit(f"norm={norm}: it must be 'pre', 'post' or 'none'")
+for name, choices in (('norm', ('pre', 'post', 'none')),
+                      ('dtype', ('auto', 'float32', 'bfloat16', 'float16'))):
+    if globals()[name] not in choices: sys.exit(f'{name}={globals()[name]}: not one of {choices}')
 if not 2 <= rung <= 12: sys.exit(f'rung={rung}: it must be 2 to 12 (rung 1 is bigram.py)')
 if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
 
@@ -143,10 +144,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x):
         """(B, T, n_embd) -> (B, T, n_embd)"""
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(n_embd, dim=2)  # what I look for, what I have, what I tell
-        q = q.view(B, T, n_head, C // n_head).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, n_head, C // n_head).transpose(1, 2)
-        v = v.view(B, T, n_head, C // n_head).transpose(1, 2)
+        # query, key, value: what a position looks for, what it has to offer, what it then tells
+        q, k, v = (z.view(B, T, n_head, -1).transpose(1, 2)  # (B, n_head, T, head_size)
+                   for z in self.c_attn(x).split(n_embd, dim=2))
         # scaling q rather than the scores: fewer numbers to touch, the same products
         att = (q * (C // n_head)**-0.5) @ k.transpose(-2, -1)  # (B, n_head, T, T)
         att = F.softmax(att + self.mask[:T, :T], dim=-1)  # each row sums to 1, the future gets 0
@@ -168,7 +168,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))  # GELU: Hendrycks & Gimpel 2016
 
 def make_norm():
-    """LayerNorm (Ba et al. 2016): mean 0 and variance 1 across the channels, then a learned scale."""
+    """LayerNorm (Ba et al. 2016): mean 0, variance 1 over the channels, then a learned scale."""
     return nn.Identity() if norm == 'none' else nn.LayerNorm(n_embd)
 
 class Block(nn.Module):
@@ -199,14 +199,16 @@ class GPT(nn.Module):
         self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = make_norm() if norm == 'pre' else nn.Identity()
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # tied (Press & Wolf 2017): one table reads and writes
-        for name, p in self.named_parameters():
-            if p.dim() == 2:
-                nn.init.normal_(p, std=0.05 if name.startswith('w') else 0.577 * p.shape[1]**-0.5)
+        self.lm_head.weight = self.wte.weight  # one table reads and writes (Press & Wolf 2017)
+        for module in self.modules():  # the two sizes are tuned, on Tiny Shakespeare
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.8 * module.in_features**-0.5)
+        for table in self.wte, self.wpe:
+            nn.init.normal_(table.weight, std=0.05)
 
     @autocast  # matrix products in dtype; softmax, LayerNorm and loss in float32
     def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size); given targets (B, T), also the mean loss."""
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
         x = self.drop(self.wte(idx) + self.wpe.weight[:idx.shape[1]])  # (B, T, n_embd)
         logits = self.lm_head(self.ln_f(self.h(x))).float()
         if targets is None: return logits, None
@@ -227,7 +229,7 @@ class GPT(nn.Module):
 # ---------------------------------------------------------------- training
 @torch.no_grad()
 def evaluate():
-    """Mean loss on the whole validation split, window by window, dropout off: nats per character."""
+    """Mean loss over the whole validation split in nats per character, dropout off, no chance."""
     model.eval()
     count = len(val_data) - 1  # every character but the first is predicted, once
     pad = (0, -count % block_size)  # fills the last window; a target of -1 is not scored
@@ -238,50 +240,52 @@ def evaluate():
     return total / count
 
 def save():
-    """Write the checkpoint aside, then move it into place: a kill at any moment leaves a whole file."""
-    state = {'must_fit': must_fit, 'step': step,
-             'model': model.state_dict(), 'best': best, 'optimizer': optimizer.state_dict(),
-             'scaler': scaler.state_dict(), 'random': torch.get_rng_state(),
-             'losses': losses, 'val_losses': val_losses, 'seconds': seconds}
+    """Write the checkpoint aside, then move it into place: a kill leaves the old or the new one."""
+    state = {'must_fit': must_fit, 'model': model.state_dict(), 'best': best, 'step': step,
+             'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(),
+             'random': torch.get_rng_state(), 'losses': losses, 'val_losses': val_losses,
+             'seconds': seconds}
     try:
         torch.save(state, checkpoint + '.tmp')
         os.replace(checkpoint + '.tmp', checkpoint)
     except (OSError, RuntimeError) as error:
-        sys.exit(f'{clear}could not write {checkpoint} ({error}); what stood there before is untouched')
+        sys.exit(f'could not write {checkpoint} ({error}); what was there before is untouched')
 
 def plot():
-    """Draw the loss as text: '.' training (the mean of a column's steps), 'o' validation."""
+    """Print the loss as a curve: '.' training (the mean of a column's steps), 'o' validation."""
     curve = F.adaptive_avg_pool1d(torch.tensor([losses]), 64)[0].tolist()
-    points = [(i, loss, '.') for i, loss in enumerate(curve)]
-    points += [((i - 1) * 64 // len(losses), loss, 'o') for i, loss in val_losses]
-    low, high = min(loss for _, loss, _ in points), max(loss for _, loss, _ in points)
+    points = [(loss, i, '.') for i, loss in enumerate(curve)]
+    points += [(loss, (i - 1) * 64 // len(losses), 'o') for loss, i in val_losses]
+    low, high = min(points)[0], max(points)[0]
     rows = [[' '] * 64 for _ in range(11)]
-    for column, loss, mark in points:
+    for loss, column, mark in points:
         rows[round((high - loss) / (high - low + 1e-9) * 10)][column] = mark
     for i, row in enumerate(rows):
         print(f'{high - i * (high - low) / 10:5.2f} |' + ''.join(row))
-    print(f"      step 1 {'loss: . training, o validation':^45} step {len(losses)}")
+    print(f"{'step 1':>12}{'. training loss, o validation loss':^44}step {len(losses)}")
 
 torch.manual_seed(seed)
 model = GPT().to(device)
 print(f'{len(data):,} characters, {vocab_size} different; '
       f'{sum(p.numel() for p in model.parameters()):,} parameters')
 matrices = [p for p in model.parameters() if p.dim() == 2]
-vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm's: nothing to pull to zero
+vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm's: no pull towards zero
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
-                               {'params': vectors, 'weight_decay': 0.0}], betas=(0.9, beta2), fused=True)
+                               {'params': vectors, 'weight_decay': 0.0}],
+                              betas=(0.9, beta2), fused=True)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
-clear = '\r' + ' ' * 79 + '\r' if sys.stdout.isatty() else ''  # where the progress line may stand
 step, losses, val_losses, seconds, best = 0, [], [], 0.0, model.state_dict()
-must_fit = {'script': 'gpt.py', 'chars': chars} | {name: globals()[name] for name in (
-    'rung', 'block_size', 'n_layer', 'n_head', 'n_embd', 'mlp_width', 'residual', 'norm')}
+must_fit = {'script': 'gpt.py', 'chars': ''.join(chars), 'rung': rung, 'block_size': block_size,
+            'n_layer': n_layer, 'n_head': n_head, 'n_embd': n_embd, 'mlp_width': mlp_width,
+            'residual': residual, 'norm': norm}
 if resume:
     try:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        misfits = [f'{k}={v}' for k, v in saved['must_fit'].items() if v != must_fit.get(k)]
-    except Exception as error:  # a damaged file can fail in many ways
-        sys.exit(f'cannot resume from {checkpoint}: {type(error).__name__}: {str(error).splitlines()[0]}')
-    if misfits: sys.exit(f'{checkpoint} was made with {", ".join(misfits)}: set the same, or do not resume')
+        misfits = [f'{k}={v!r}' for k, v in saved['must_fit'].items() if v != must_fit.get(k)]
+    except Exception as error:  # a damaged file fails in many ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        sys.exit(f'cannot resume from {checkpoint}: {reason}')
+    if misfits: sys.exit(f'cannot resume: {checkpoint} was made with {", ".join(misfits)}')
     model.load_state_dict(saved['model'])
     optimizer.load_state_dict(saved['optimizer'])
     scaler.load_state_dict(saved['scaler'])
@@ -290,10 +294,11 @@ if resume:
         saved[name] for name in ('step', 'losses', 'val_losses', 'seconds', 'best'))
     print(f'resumed from {checkpoint} after step {step}')
 
-interrupts = []  # Ctrl-C ends the run after the step at hand, with all that belongs to an end
+interrupts = []  # Ctrl-C makes the step at hand the last one
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
-start, shown = time.time() - seconds, 0.0
-for step in range(step + 1, max_iters + 1):
+clear = '\r' + ' ' * 79 + '\r' if sys.stdout.isatty() else ''  # a file gets no progress line
+start, shown, first = time.time() - seconds, 0.0, step + 1
+for step in range(first, max_iters + 1):
     lr = learning_rate * (1 + math.cos(math.pi * (step - 1) / max_iters)) / 2  # half a cosine to 0
     lr *= min(1, step / warmup_iters)  # after a linear rise (Loshchilov & Hutter 2017)
     for group in optimizer.param_groups: group['lr'] = lr
@@ -306,18 +311,16 @@ for step in range(step + 1, max_iters + 1):
     scaler.update()
     losses.append(loss.item())
     if not math.isfinite(losses[-1]):
-        sys.exit(f'{clear}step {step}: the loss is {losses[-1]}: lower learning_rate; the last good '
-                 f'weights are in {checkpoint} if it was written')
-    last = step == max_iters or bool(interrupts)
-    seconds = time.time() - start
+        sys.exit(f'{clear}step {step}: the loss is {losses[-1]}: try a lower learning_rate than '
+                 f'{learning_rate}; {checkpoint} is as it was')
+    seconds, last = time.time() - start, step == max_iters or bool(interrupts)
     speed = step * batch_size * block_size / seconds  # tokens per second
     if step % eval_interval == 0 or last:
-        val_losses.append((step, evaluate()))
-        seconds = time.time() - start
-        train_loss = sum(losses[-100:]) / len(losses[-100:])  # of the last hundred steps
-        print(f'{clear}step {step:4}: train loss {train_loss:.4f}, val loss {val_losses[-1][1]:.4f}, '
+        val_losses.append((evaluate(), step))
+        best_loss, best_step = min(val_losses)
+        loss, seconds = sum(losses[-100:]) / len(losses[-100:]), time.time() - start
+        print(f'{clear}step {step:4}: train loss {loss:.4f}, val loss {val_losses[-1][0]:.4f}, '
               f'{seconds:.1f} s', flush=True)
-        best_step, best_loss = min(val_losses, key=lambda pair: pair[1])
         if best_step == step: best = {name: t.clone() for name, t in model.state_dict().items()}
         if best_step == step or last: save()
         if last: break
@@ -325,14 +328,13 @@ for step in range(step + 1, max_iters + 1):
         shown = seconds
         print(f'{clear}step {step}/{max_iters}, loss {losses[-1]:.4f}, {speed:,.0f} tokens/s, '
               f'{seconds / step * (max_iters - step):.0f} s left', end='', flush=True)
-if max_iters:
+if first <= max_iters:
     plot()
-    best_step, best_loss = min(val_losses, key=lambda pair: pair[1])
-    print(f'best val loss {best_loss:.4f} (step {best_step}), perplexity {math.exp(best_loss):.2f}, '
-          f'{seconds:.1f} s, {step * batch_size * block_size / seconds:,.0f} tokens/s')
+    print(f'best val loss {best_loss:.4f} (step {best_step}), perplexity '
+          f'{math.exp(best_loss):.2f}, {seconds:.1f} s, {speed:,.0f} tokens/s')
 
 # ---------------------------------------------------------------- sampling
-signal.signal(signal.SIGINT, lambda *_: sys.exit())  # all is saved: from here on Ctrl-C just ends
+signal.signal(signal.SIGINT, lambda *_: sys.exit())  # all is saved: Ctrl-C just ends the sample
 model.load_state_dict(best)
 model.eval()
 idx = torch.tensor([encode(prompt) or [0]], device=device)  # (1, T)
