@@ -46,8 +46,8 @@ top_k = 0  # from how many of the likeliest characters is each one drawn? 0: fro
 max_new_tokens = 500  # how many characters long is it?
 rung = 12  # which step of the ladder? 12 is the constants above; rung r sets the lines 2 to r, too
 ladder = {
-    2: dict(n_layer=1, n_head=1, n_embd=32, mlp_width=0, residual=False, norm='none', dropout=0.0,
-            batch_size=32, block_size=32, max_iters=5000, learning_rate=3e-3),  # one attention head
+    2: dict(n_layer=1, n_head=1, n_embd=64, mlp_width=0, residual=False, norm='none', dropout=0.0,
+            batch_size=32, block_size=16, max_iters=4000, learning_rate=3e-3),  # one attention head
     3: dict(n_head=4),  # several heads
     4: dict(mlp_width=1),  # an MLP after the attention
     5: dict(n_layer=3),  # three blocks
@@ -200,11 +200,15 @@ class GPT(nn.Module):
         self.ln_f = make_norm() if norm == 'pre' else nn.Identity()
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # one table reads and writes (Press & Wolf 2017)
-        for module in self.modules():  # the two sizes are tuned, on Tiny Shakespeare
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.8 * module.in_features**-0.5)
-        for table in self.wte, self.wpe:
-            nn.init.normal_(table.weight, std=0.05)
+        # the gains are tuned, on Tiny Shakespeare; a layer whose output is added to the residual
+        # stream starts the smaller, the more of them there are (Radford et al. 2019)
+        for name, p in self.named_parameters():
+            if name.startswith('h') and p.dim() == 2:
+                added = residual and 'c_proj' in name
+                gain = 0.8 / (2 * n_layer)**0.5 if added else 0.8 if residual else 1.4
+                nn.init.normal_(p, std=gain * p.shape[1]**-0.5)
+        nn.init.normal_(self.wte.weight, std=0.05)
+        nn.init.normal_(self.wpe.weight, std=0.05)
 
     @autocast  # matrix products in dtype; softmax, LayerNorm and loss in float32
     def forward(self, idx, targets=None):
