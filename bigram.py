@@ -95,7 +95,7 @@ model = Bigram().to(device)
 optimizer = torch.optim.AdamW(model.parameters(), eps=1e-4, weight_decay=0.0, fused=True)
 start = time.time()
 for step in range(1, max_iters + 1):
-    lr = learning_rate * (1 + math.cos(math.pi * (step - 1) / max_iters)) / 2  # half a cosine to 0
+    lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # a quarter of a cosine
     for group in optimizer.param_groups: group['lr'] = lr
     logits, loss = model(*get_batch())
     optimizer.zero_grad()
