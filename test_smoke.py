@@ -3,14 +3,12 @@
     python test_smoke.py                           all of it: no network, no GPU, under two minutes
     python test_smoke.py EveryScript.test_learns   one test
 """
-import ast, collections, concurrent.futures, contextlib, functools, hashlib, http.server, io, math
-import os, pathlib, re, shlex, signal, subprocess, sys, tempfile, threading, time, unittest
-import torch
-import torch.nn as nn
-from torch.nn import functional as F
+import ast, collections, contextlib, functools, hashlib, http.server, io, math, os, pathlib, re
+import shlex, signal, subprocess, sys, tempfile, threading, time, types, unittest
+from concurrent.futures import ThreadPoolExecutor
+import torch, torch.nn as nn, torch.nn.functional as F
 
-HERE = pathlib.Path(__file__).resolve().parent
-# Each script with settings for a few steps; one more script joins by one more line.
+# Each script with settings for a few steps: one more script joins with one more line.
 SMALL = ('--device=cpu --batch_size=8 --block_size=16 --max_new_tokens=40 --max_iters=12 '
          '--eval_interval=4')
 GPT = SMALL + (' --dtype=float32 --n_layer=2 --n_head=2 --n_embd=32 --warmup_iters=1 '
@@ -21,104 +19,102 @@ SCRIPTS = {
 }
 # what scales a command of the README down, behind the command's own settings
 QUICK = {
-    'bigram.py': ['--max_iters=2'],
-    'gpt.py': ['--max_iters=2', '--batch_size=2', '--n_layer=1', '--max_new_tokens=9'],
+    'bigram.py': '--max_iters=2',
+    'gpt.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9',
 }
-ORDER = [name for name in ('bigram.py', 'gpt.py', 'addition_gpt.py', 'pretrain_finetune.py',
-                           'modern_gpt.py', 'gpt2.py') if (HERE / name).exists()]
-# 6,000 characters that a model can learn a little of in a dozen steps, with a few beyond ASCII
+# about 6,000 characters that a dozen steps can learn a little of, with some beyond ASCII
 TEXT = ''.join(f'{who}:\nThe {a} sees the {b}, naïve “{a}” — {i % 7}.\n\n'
                for i in range(40) for who, a, b in (
-    ('HAMLET', 'cat', 'moon'), ('FOOL', 'moon', 'king'), ('KING', 'fool', 'cat')))[:6000]
-torch.set_num_threads(1)  # as in the runs below, so that results can be compared with theirs
+    ('HAMLET', 'cat', 'moon'), ('FOOL', 'moon', 'king'), ('KING', 'fool', 'cat')))
+LINE = '-' * 64 + '\n'  # stands before the sample
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = tempfile.TemporaryDirectory()
+ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8', no_proxy='*')
+os.environ['no_proxy'] = '*'
+torch.set_num_threads(1)  # as in the processes started here, so that results can be compared
 
 
 def read(name):
     return (HERE / name).read_text(encoding='utf-8')
 
 
-class Run:
-    """One run of a script, alone in a folder of its own (or the one given) beside a text."""
-
-    def __init__(self, script, settings='', folder=None, text=TEXT, edit=str, wait=True):
-        self.folder = pathlib.Path(folder or tempfile.mkdtemp(dir=ROOT.name))
-        if text is not None:
-            text = text if isinstance(text, bytes) else text.encode()
-            (self.folder / 'input.txt').write_bytes(text)
-        (self.folder / script).write_text(edit(read(script)), encoding='utf-8')
-        settings = settings.split() if isinstance(settings, str) else settings
-        self.process = subprocess.Popen(
-            [sys.executable, script, *settings], cwd=self.folder, env=ENV, encoding='utf-8',
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if wait:
-            self.finish()
-
-    def finish(self):
-        self.out, self.err = self.process.communicate(timeout=100)
-        self.code = self.process.returncode
-        return self
-
-    def losses(self):
-        """[(step, train loss, val loss)] as printed."""
-        line = r'^step +(\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4}), \d+\.\d s$'
-        return [(int(step), float(train), float(val))
-                for step, train, val in re.findall(line, self.out, re.M)]
-
-    def checkpoint(self, name):
-        return torch.load(self.folder / name, weights_only=True)
+def folder_with(text):
+    """A new folder, empty but for the text (bytes or a string; None: quite empty)."""
+    folder = pathlib.Path(tempfile.mkdtemp(dir=ROOT.name))
+    if text is not None:
+        (folder / 'input.txt').write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
 
 
-def together(*calls):
-    """Run the calls two at a time (there are two cores) and give their results in order."""
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda call: call(), calls))
-
-
-def runs(*arguments):
-    """Run(*a) for each, two at a time."""
-    return together(*(functools.partial(Run, *a) for a in arguments))
-
-
-def cell(script, namespace, folder, **constants):
-    """A script as a notebook cell: constants edited, the kernel's argv, no __file__. Its output."""
-    source = read(script)
-    for name, value in constants.items():
-        line = f'{name} = {value!r}'
-        source, count = re.subn(rf'^{name} = .*$', lambda _: line, source, flags=re.M)
-        assert count == 1, f'{script} has {count} lines "{name} = ..."'
-    argv, where, handler = sys.argv, os.getcwd(), signal.getsignal(signal.SIGINT)
-    sys.argv = ['/usr/lib/python3/site-packages/ipykernel_launcher.py', '-f', '/tmp/kernel.json']
-    output = io.StringIO()
-    try:
-        os.chdir(folder)
-        with contextlib.redirect_stdout(output):
-            exec(compile(source, '<cell>', 'exec'), namespace)
-    finally:
-        sys.argv = argv
-        os.chdir(where)
-        signal.signal(signal.SIGINT, handler)
-    return output.getvalue()
-
-
-def constants(settings):
-    """'--a=1 --b=x' -> {'a': 1, 'b': 'x'}"""
-    pairs = (setting.removeprefix('--').split('=') for setting in settings.split())
-    return {name: ast.literal_eval(value) if value[0] in '0123456789TF' else value
-            for name, value in pairs}
-
-
-def setUpModule():
-    global ROOT, ENV
-    ROOT = tempfile.TemporaryDirectory()
-    ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8', no_proxy='*')
-
-
-def tearDownModule():
-    ROOT.cleanup()
+def losses(output):
+    """[(step, train loss, val loss)] as printed."""
+    line = r'^step +(\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4}), \d+\.\d s$'
+    return [(int(step), float(train), float(val))
+            for step, train, val in re.findall(line, output, re.M)]
 
 
 def without_seconds(output):
     return re.sub(r'\d+\.\d s|[\d,]+ tokens/s', '', output)
+
+
+def checkpoint(folder):
+    return torch.load(folder / 'gpt.pt', weights_only=True)
+
+
+def start(script, settings, folder):
+    """The script as its own process, copied alone into the folder."""
+    (folder / script).write_text(read(script), encoding='utf-8')
+    return subprocess.Popen([sys.executable, script, *settings.split()], cwd=folder, env=ENV,
+                            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, encoding='utf-8')
+
+
+def run(script, settings, folder=None):
+    """A whole run of it, as from a shell: folder, out, err and exit code."""
+    folder = folder or folder_with(TEXT)
+    process = start(script, settings, folder)
+    out, err = process.communicate(timeout=100)
+    return types.SimpleNamespace(folder=folder, out=out, err=err, code=process.returncode)
+
+
+def together(*calls):
+    """The results of the calls, made two at a time (there are two cores)."""
+    with ThreadPoolExecutor(2) as pool:
+        return [future.result() for future in [pool.submit(*call) for call in calls]]
+
+
+def execute(script, settings='', folder=None, edit=str, namespace=None, argv=None):
+    """The script in this process, which is quicker: folder, out, names (its globals), and message,
+    which Python prints on stderr, with exit code 1, after a sys.exit(message)."""
+    folder = folder or folder_with(TEXT)
+    names = {} if namespace is None else namespace
+    names['__name__'], out, message = '__main__', io.StringIO(), None
+    before = sys.argv, os.getcwd(), signal.getsignal(signal.SIGINT)
+    sys.argv = argv or [script, *shlex.split(settings)]
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out):
+            exec(compile(edit(read(script)), '<cell>', 'exec'), names)
+    except SystemExit as error:
+        message = error.code
+    finally:
+        sys.argv = before[0]
+        os.chdir(before[1])
+        signal.signal(signal.SIGINT, before[2])
+    return types.SimpleNamespace(folder=folder, out=out.getvalue(), names=names, message=message)
+
+
+def cell(script, settings, namespace, folder):
+    """The script as a notebook cell: constants edited, the kernel's argv, no __file__."""
+    def edit(source):
+        for setting in settings.split():
+            name, value = setting[2:].split('=')
+            value = value if re.fullmatch(r'[\d.]+|True|False', value) else repr(value)
+            source, count = re.subn(rf'^{name} = .*$', f'{name} = {value}', source, flags=re.M)
+            assert count in (1, 2), f'{script} has {count} lines "{name} = ..."'
+        return source
+    argv = ['/usr/lib/python3/site-packages/ipykernel_launcher.py', '-f', '/tmp/kernel.json']
+    return execute(script, '', folder, edit, namespace, argv)
 
 
 class EveryScript(unittest.TestCase):
@@ -127,64 +123,64 @@ class EveryScript(unittest.TestCase):
             with self.subTest(script):
                 yield script, settings
 
+    def one_line(self, run, message):
+        """The script stopped with one line that says this."""
+        self.assertIsInstance(run.message, str, message)
+        self.assertNotIn('\n', run.message)
+        self.assertIn(message, run.message)
+
     def test_learns(self):
-        """Alone beside a text: the loss starts near ln(vocabulary) and falls; twice the same."""
+        """Alone beside a text: the loss starts near ln(vocabulary) and falls, twice the same."""
         for script, settings in self.each():
-            a, b, c = runs((script, settings + ' --eval_interval=1'), (script, settings),
-                           (script, settings + ' --seed=5'))
-            self.assertEqual((a.code, a.err), (0, ''))
-            losses = a.losses()
-            self.assertEqual(len(losses), 12)
-            self.assertAlmostEqual(losses[0][1], math.log(len(set(TEXT))), delta=0.35)
-            self.assertLess(losses[-1][2], losses[0][2] - 0.1)
-            # evaluating more often changes nothing, another seed does
-            self.assertEqual([line for line in losses if line[0] % 4 == 0], b.losses())
-            self.assertNotEqual(b.losses(), c.losses())
-            sample = a.out.split('-' * 64 + '\n')[1]
+            often, again, other, wrong = together(
+                (run, script, settings + ' --eval_interval=1'), (run, script, settings),
+                (run, script, settings + ' --seed=5'), (run, script, '--sed=5'))
+            self.assertEqual((often.code, often.err), (0, ''))
+            curve = losses(often.out)
+            self.assertEqual(len(curve), 12)
+            self.assertAlmostEqual(curve[0][1], math.log(len(set(TEXT))), delta=0.35)
+            self.assertLess(curve[-1][2], curve[0][2] - 0.1)
+            # evaluating more often changes nothing; another seed does
+            self.assertEqual([line for line in curve if line[0] % 4 == 0], losses(again.out))
+            self.assertNotEqual(losses(again.out), losses(other.out))
+            sample = often.out.split(LINE)[1]
             self.assertEqual(len(sample), 41)
             self.assertLessEqual(set(sample), set(TEXT))
+            self.assertEqual(wrong.code, 1)
+            self.assertRegex(wrong.err, r'\A--sed=5: do you mean --seed=1337 \(int\)\?\n\Z')
 
     def test_notebook(self):
         """Pasted one after the other into one kernel: the same output as from the shell."""
-        namespace = {'__name__': '__main__'}
-        shell = runs(*SCRIPTS.items())
-        for (script, settings), run in zip(self.each(), shell):
-            output = cell(script, namespace, run.folder, **constants(settings))
-            self.assertEqual(without_seconds(output), without_seconds(run.out))
-        again = cell(ORDER[0], namespace, shell[0].folder, **constants(SCRIPTS[ORDER[0]]))
-        self.assertEqual(without_seconds(again), without_seconds(shell[0].out))
+        namespace = {}
+        for script, settings in [*self.each(), *self.each()]:
+            folder = folder_with(TEXT)
+            pasted = cell(script, settings, namespace, folder)
+            self.assertEqual(without_seconds(pasted.out),
+                             without_seconds(run(script, settings, folder).out))
 
     def test_bad_settings(self):
-        """Each ends in one line on stderr that names what is wrong, with exit code 1."""
         for script, settings in self.each():
-            wrong = {
-                '--max_itres=5': 'do you mean --max_iters=', '--max_iters=many': '(int)',
-                '--max_iters=1.5': '(int)', '--max_iters': '(int)', '--help': 'do you mean',
-                '--batch_size=0': 'batch_size=0', '--temperature=0': 'temperature=0.0',
-                '--device=cuda:9': 'device=cuda:9', '--prompt=[': "'['",
-            }
+            wrong = {'--max_itres=5': 'mean --max_iters=', '--max_iters=many': '(int)',
+                     '--max_iters=1.5': '(int)', '--max_iters': '(int)', 'max_iters=1': 'mean --',
+                     '--help': 'mean --', '--batch_size=0': 'batch_size=0', '--prompt=a[': "'['",
+                     '--temperature=0': 'temperature=0.0', '--device=cuda:9': 'device=cuda:9'}
             if 'n_embd' in settings:
-                wrong |= {'--n_head=3': 'n_head=3', '--dropout=1': 'dropout=1.0',
-                          '--dropout=some': '(float)', '--resume=yes': '(bool)',
-                          '--resume=True': 'resume from', '--dtype=int3': 'dtype=int3'}
-            results = runs(*((script, f'{settings} {setting}') for setting in wrong))
-            for (setting, message), run in zip(wrong.items(), results):
-                self.one_line(run, message, setting)
+                wrong |= {'--n_head=3': 'n_head=3', '--dropout=1': 'dropout=1', '--dropout=no':
+                          '(float)', '--resume=yes': '(bool)', '--resume=True': 'no.pt',
+                          '--dtype=int3': 'dtype=int3', '--norm=pro': 'norm=pro', '--rung=1':
+                          'rung=1', '--rung=13': 'rung=13', '--on_gpu=True': 'mean --'}
+                settings += ' --checkpoint=no.pt'
+            for setting, message in wrong.items():
+                with self.subTest(setting):
+                    self.one_line(execute(script, f'{settings} {setting}'), message)
 
     def test_bad_text(self):
         for script, settings in self.each():
-            empty, short, latin, fits = runs(
-                *((script, settings, None, text) for text in (
-                    '', 'to be', 'Caf\xe9 '.encode('latin-1') * 99, 'to be or\r\n' * 4)))
-            self.one_line(empty, '0 characters')
-            self.one_line(short, '5 characters')
-            self.one_line(latin, 'UTF-8')
-            self.assertEqual((fits.code, fits.err), (0, ''))
-
-    def one_line(self, run, message, what=''):
-        with self.subTest(what or message):
-            self.assertEqual((run.code, run.err.count('\n')), (1, 1), run.err)
-            self.assertIn(message, run.err)
+            for text, message in (('', '0 characters'), ('to be', '5 characters'),
+                                  ('Caf\xe9'.encode('latin-1') * 99, 'UTF-8')):
+                self.one_line(execute(script, settings, folder_with(text)), message)
+            fits = execute(script, settings, folder_with('to be or\r\n' * 4))
+            self.assertIsNone(fits.message)
 
     def test_download(self):
         """No input.txt: it is fetched whole, or not at all, and a line says what to do."""
@@ -204,21 +200,24 @@ class EveryScript(unittest.TestCase):
 
         server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
+
+        def fetch(script, settings, address):
+            def edit(source):
+                self.assertIn('86c4e6aa9db7c042', source)
+                source = source.replace('86c4e6aa9db7c042', digest)
+                return re.sub(r"'https://raw[^']+'", f"'http://127.0.0.1:{address}'", source)
+            return execute(script, settings, folder_with(None), edit)
+
+        port = server.server_port
         for script, settings in self.each():
-            def fetch(path, port=server.server_port):
-                def edit(source):
-                    source = source.replace('86c4e6aa9db7c042', digest)
-                    return re.sub(r"'https://raw[^']+'", f"'http://127.0.0.1:{port}{path}'", source)
-                return functools.partial(Run, script, settings, text=None, edit=edit)
-            whole, damaged, short, missing, refused = together(
-                *map(fetch, ('/good', '/damaged', '/short', '/missing')), fetch('/', port=1))
-            self.assertEqual((whole.code, whole.err), (0, ''))
+            whole = fetch(script, settings, f'{port}/good')
+            self.assertIsNone(whole.message)
             self.assertEqual((whole.folder / 'input.txt').read_bytes(), good)
-            for run, path in ((damaged, '/damaged'), (short, '/short'), (missing, '/missing'),
-                              (refused, ':1/')):
-                self.one_line(run, path)
-                self.assertIn('input.txt in this folder', run.err)
-                self.assertEqual(sorted(p.name for p in run.folder.iterdir()), [script])
+            for address in f'{port}/damaged', f'{port}/short', f'{port}/missing', '1/refused':
+                failed = fetch(script, settings, address)
+                self.one_line(failed, address)
+                self.one_line(failed, 'into input.txt in this folder')
+                self.assertEqual(list(failed.folder.iterdir()), [])
         server.shutdown()
         server.server_close()
 
@@ -226,21 +225,13 @@ class EveryScript(unittest.TestCase):
 class Model(unittest.TestCase):
     """What the transformer of gpt.py computes, on the script's own functions."""
 
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = tempfile.mkdtemp(dir=ROOT.name)
-        (pathlib.Path(cls.folder) / 'input.txt').write_text(TEXT, encoding='utf-8')
-
-    def gpt(self, **settings):
-        """The namespace of gpt.py, run without training."""
-        namespace = {'__name__': '__main__'}
-        cell('gpt.py', namespace, self.folder, **constants(GPT) | {'max_iters': 0} | settings)
-        return namespace
+    def gpt(self, settings=''):
+        """The names in gpt.py, run without training."""
+        return execute('gpt.py', f'{GPT} --max_iters=0 {settings}').names
 
     def test_attention(self):
         """The written-out softmax equals F.scaled_dot_product_attention, for all lengths."""
-        g = self.gpt()
-        attention = g['CausalSelfAttention']()
+        attention = self.gpt()['CausalSelfAttention']()
         for T in (16, 5, 1):
             x = torch.randn(3, T, 32)
             q, k, v = (z.view(3, T, 2, 16).transpose(1, 2)
@@ -250,12 +241,12 @@ class Model(unittest.TestCase):
 
     def test_causal(self):
         """Another later token changes no earlier logits, and does change its own."""
-        for g in (self.gpt(), self.gpt(norm='post'),
-                  self.gpt(norm='none', residual=False, mlp_width=0)):
-            model = g['model'].eval()
-            idx = torch.randint(g['vocab_size'], (2, 16))
+        for settings in '', '--norm=post', '--norm=none --residual=False --mlp_width=0':
+            names = self.gpt(settings)
+            model = names['model'].eval()
+            idx = torch.randint(names['vocab_size'], (2, 16))
             other = idx.clone()
-            other[:, 9] = (other[:, 9] + 1) % g['vocab_size']
+            other[:, 9] = (other[:, 9] + 1) % names['vocab_size']
             a, b = model(idx)[0], model(other)[0]
             self.assertTrue(torch.equal(a[:, :9], b[:, :9]))
             self.assertGreater((a[:, 9:] - b[:, 9:]).abs().amax(dim=2).min().item(), 0)
@@ -272,42 +263,38 @@ class Model(unittest.TestCase):
             ('post', False): lambda x, f, ln: ln(f(x)),
         }
         for (norm, residual), formula in formulas.items():
-            for mlp_width in (0, 1, 4):
-                block = self.gpt(norm=norm, residual=residual, mlp_width=mlp_width)['Block']()
+            for width in 0, 1, 4:
+                settings = f'--norm={norm} --residual={residual} --mlp_width={width}'
+                block = self.gpt(settings)['Block']()
                 y = formula(x, block.attn, block.ln_1)
-                if mlp_width:
-                    self.assertEqual(block.mlp.c_fc.out_features, 32 * mlp_width)
+                if width:
+                    self.assertEqual(block.mlp.c_fc.out_features, 32 * width)
                     y = formula(y, block.mlp, block.ln_2)
                 torch.testing.assert_close(block(x), y)
 
     def test_ladder(self):
-        """Each rung trains and sets what it says; what the command line sets outranks it."""
-        few = ' --device=cpu --max_iters=4 --eval_interval=4 --max_new_tokens=9'
-        rungs = runs(*(('gpt.py', f'--rung={rung}{few}') for rung in range(2, 13)))
-        parameters = []
-        for run in rungs:
-            self.assertEqual((run.code, run.err), (0, ''))
-            parameters.append(int(re.search(r'([\d,]+) parameters', run.out)[1].replace(',', '')))
-            self.assertEqual(len(run.losses()), 1)
-        two, three, four, five, six, seven, eight, nine, ten, eleven, twelve = parameters
-        self.assertTrue(two == three < four < five == six < seven < eight, parameters)
-        self.assertTrue(eight < nine == ten < 2.8e5 < eleven < 3.3e5 < twelve, parameters)
-        fits = rungs[1].checkpoint('gpt.pt')['must_fit']
-        switches = [fits[k] for k in ('n_head', 'n_layer', 'mlp_width', 'residual', 'norm')]
-        self.assertEqual(switches, [4, 1, 0, False, 'none'])
-        run = Run('gpt.py', '--rung=9 --n_layer=1 --norm=post' + few)
-        mixed = run.checkpoint('gpt.pt')['must_fit']
-        switches = [mixed[k] for k in ('n_head', 'n_layer', 'mlp_width', 'residual', 'norm')]
-        self.assertEqual(switches, [4, 1, 4, True, 'post'])
-        for rung in (1, 13):
-            self.assertIn(f'rung={rung}', Run('gpt.py', f'--rung={rung}').err)
+        """Each rung trains and is what it says; what the command line sets outranks it."""
+        few, parameters = '--device=cpu --max_iters=3 --eval_interval=3 --max_new_tokens=9', []
+        for rung in range(2, 13):
+            names = execute('gpt.py', f'--rung={rung} {few}').names
+            parameters.append(sum(p.numel() for p in names['model'].parameters()))
+            self.assertEqual(len(names['val_losses']), 1)
+            switches = [names[name] for name in ('n_head', 'n_layer', 'mlp_width', 'residual')]
+            self.assertEqual(switches, [1 if rung < 3 else 4, 1 if rung < 5 else 3,
+                                        0 if rung < 4 else 1 if rung < 7 else 4, rung > 5])
+            self.assertEqual(names['norm'], 'none' if rung < 8 else 'post' if rung < 9 else 'pre')
+            self.assertEqual(names['dropout'] > 0, rung == 10)
+        self.assertEqual(parameters, sorted(parameters))
+        self.assertTrue(parameters[8] < 2.7e5 < parameters[9] < 3.3e5 < parameters[10], parameters)
+        names = execute('gpt.py', f'--rung=9 --n_layer=1 --norm=post {few}').names
+        self.assertEqual([names[name] for name in ('n_layer', 'norm', 'n_head')], [1, 'post', 4])
 
     def test_evaluation(self):
         """The mean over every character but the first, whatever the batch; chance is left alone."""
-        g = self.gpt(dropout=0.5)
-        model, val, T = g['model'], g['val_data'], 16
+        names = self.gpt('--dropout=0.5')
+        model, val, T = names['model'], names['val_data'], 16
         random = torch.get_rng_state()
-        loss = g['evaluate']()
+        loss = names['evaluate']()
         self.assertTrue(torch.equal(random, torch.get_rng_state()))
         self.assertTrue(model.training)
         model.eval()
@@ -317,46 +304,41 @@ class Model(unittest.TestCase):
                     for i in range(0, len(val) - 1, T)]
         self.assertGreater((len(val) - 1) % T, 0)  # the last window is a short one
         self.assertAlmostEqual(loss, sum(each).item() / (len(val) - 1), places=5)
-        self.assertEqual(loss, self.gpt(dropout=0.5, batch_size=3)['evaluate']())
+        self.assertEqual(loss, self.gpt('--dropout=0.5 --batch_size=3')['evaluate']())
 
     def test_sampling(self):
         """Past block_size; top_k and temperature as they should be; each token handed over."""
-        g = self.gpt(dropout=0.5)
-        model, idx, seen = g['model'].eval(), torch.zeros(2, 1, dtype=torch.long), []
+        names = self.gpt()
+        model, idx, seen = names['model'].eval(), torch.zeros(2, 1, dtype=torch.long), []
         out = model.generate(idx, 40, top_k=1, on_token=seen.append)
         self.assertTrue(torch.equal(out, torch.cat([idx, *seen], dim=1)))
         for t in range(1, 41):  # greedy: each token is the likeliest one after the 16 before it
             likeliest = model(out[:, max(0, t - 16):t])[0][:, -1].argmax(dim=-1)
             self.assertTrue(torch.equal(out[:, t], likeliest))
-        cold = model.generate(idx, 40, temperature=1e-4)
-        self.assertTrue(torch.equal(out, cold))
-        probabilities = F.softmax(model(idx[:1])[0][0, -1] / 2, dim=-1)
-        many = idx[:1].repeat(2000, 1)
-        three = model.generate(many, 1, temperature=2.0, top_k=3)[:, 1]
-        self.assertEqual(set(three.tolist()), set(probabilities.topk(3).indices.tolist()))
-        drawn = model.generate(many, 1, temperature=2.0)[:, 1]
-        share = torch.bincount(drawn, minlength=g['vocab_size']) / 2000
-        self.assertLess((share - probabilities).abs().max().item(), 0.05)
+        self.assertTrue(torch.equal(out, model.generate(idx, 40, temperature=1e-4)))
+        chances = F.softmax(model(idx[:1])[0][0, -1] / 0.5, dim=-1)
+        many = idx[:1].repeat(5000, 1)
+        drawn = model.generate(many, 1, temperature=0.5)[:, 1]
+        share = torch.bincount(drawn, minlength=names['vocab_size']) / 5000
+        self.assertLess((share - chances).abs().max().item(), 0.03)
+        three = model.generate(many, 1, temperature=0.5, top_k=3)[:, 1]
+        self.assertEqual(set(three.tolist()), set(chances.topk(3).indices.tolist()))
 
     def test_number_types(self):
         """bfloat16 and float16 (with loss scaling) learn what float32 learns, nearly."""
-        names = ('float32', 'bfloat16', 'float16')
-        kinds = runs(*(('gpt.py', f'{GPT} --dtype={name}') for name in names))
-        losses = [[train for _, train, _ in run.losses()] for run in kinds]
-        for kind, run, loss in zip(names, kinds, losses):
-            self.assertIn(f'{kind}: as set', run.out.split('\n')[0])
-            self.assertLess(abs(loss[-1] - losses[0][-1]), 0.02)
-        self.assertNotEqual(losses[0], losses[1])
-        self.assertIn(float, [type(v) for v in kinds[2].checkpoint('gpt.pt')['scaler'].values()])
+        last = {}
+        for dtype in 'float32', 'bfloat16', 'float16':
+            trained = execute('gpt.py', f'{GPT} --dtype={dtype}')
+            self.assertIn(f'{dtype}: as set', trained.out.split('\n')[0])
+            last[dtype] = trained.names['losses'][-1]
+            self.assertEqual(trained.names['scaler'].is_enabled(), dtype == 'float16')
+        self.assertEqual(len(set(last.values())), 3)
+        self.assertLess(max(last.values()) - min(last.values()), 0.02)
 
 
 class Checkpoint(unittest.TestCase):
     """Stopped anywhere, resumed, and at the end the same to the last bit."""
     SETTINGS = SCRIPTS['gpt.py'] + ' --max_iters=300 --eval_interval=50'
-
-    def equal(self, a, b):
-        for key in ('model', 'best', 'optimizer', 'losses', 'val_losses', 'random'):
-            self.same(a[key], b[key], key)
 
     def same(self, a, b, key):
         if isinstance(a, dict):
@@ -366,108 +348,100 @@ class Checkpoint(unittest.TestCase):
         else:
             self.assertTrue(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key)
 
-    def stopped(self, how, script='gpt.py', settings=SETTINGS, name='gpt.pt'):
-        """A run that got the signal after its first evaluation."""
-        run = Run(script, settings, wait=False)
-        while not (run.folder / name).exists() and run.process.poll() is None:
+    def stopped(self, how):
+        """A run that got the signal after its first evaluation; the step of its checkpoint."""
+        folder = folder_with(TEXT)
+        process = start('gpt.py', self.SETTINGS, folder)
+        while not (folder / 'gpt.pt').exists() and process.poll() is None:
             time.sleep(0.01)
-        run.process.send_signal(how)
-        return run.finish()
+        process.send_signal(how)
+        out, err = process.communicate(timeout=100)
+        return types.SimpleNamespace(folder=folder, out=out, err=err, code=process.returncode,
+                                     step=checkpoint(folder)['step'])
 
     def test_resume(self):
-        whole, killed, stopped = together(
-            lambda: Run('gpt.py', self.SETTINGS), lambda: self.stopped(signal.SIGKILL),
-            lambda: self.stopped(signal.SIGINT))
-        self.assertEqual([run.code for run in (whole, killed, stopped)], [0, -signal.SIGKILL, 0])
-        self.assertEqual(stopped.err, '')
-        end = whole.checkpoint('gpt.pt')
-        self.assertEqual(end['step'], 300)
-        self.assertEqual(len(stopped.out.split('-' * 64 + '\n')[1]), 41)  # saved, and a sample
-        at = [run.checkpoint('gpt.pt')['step'] for run in (killed, stopped)]
-        self.assertTrue(0 < at[0] < 300 and 0 < at[1] < 300, at)
-        self.assertEqual(stopped.losses()[-1][0], at[1])
-        resumed = runs(*(('gpt.py', self.SETTINGS + ' --resume=True', run.folder)
-                         for run in (killed, stopped)))
-        for run, step in zip(resumed, at):
-            self.assertIn(f'resumed from gpt.pt after step {step}\n', run.out)
-        self.same(resumed[0].checkpoint('gpt.pt')['val_losses'], end['val_losses'], 'val_losses')
-        self.equal(resumed[0].checkpoint('gpt.pt'), end)
-        a, b = resumed[1].checkpoint('gpt.pt'), end
-        for key in ('model', 'optimizer', 'losses', 'random'):  # it has one more evaluation
-            self.same(a[key], b[key], key)
-        self.assertEqual(resumed[0].out.split('-' * 64)[1], whole.out.split('-' * 64)[1])
-
+        whole, killed, ended = together((run, 'gpt.py', self.SETTINGS),
+                                        (self.stopped, signal.SIGKILL),
+                                        (self.stopped, signal.SIGINT))
+        self.assertEqual((whole.code, killed.code), (0, -signal.SIGKILL))
+        self.assertEqual((ended.code, ended.err), (0, ''))
+        self.assertEqual(len(ended.out.split(LINE)[1]), 41)  # Ctrl-C: saved, and a sample
+        self.assertEqual(losses(ended.out)[-1][0], ended.step)
+        for stopped in killed, ended:
+            self.assertTrue(0 < stopped.step < 300, stopped.step)
+            resumed = run('gpt.py', self.SETTINGS + ' --resume=True', stopped.folder)
+            self.assertIn(f'resumed from gpt.pt after step {stopped.step}\n', resumed.out)
+            a, b = checkpoint(resumed.folder), checkpoint(whole.folder)
+            for key in 'model', 'best', 'optimizer', 'random', 'losses', 'step':
+                self.same(a[key], b[key], key)
+            self.assertEqual(resumed.out.split(LINE)[1], whole.out.split(LINE)[1])
         before = (whole.folder / 'gpt.pt').read_bytes()
-        sample = self.SETTINGS + ' --resume=True --max_iters=0 --top_k=1 --prompt='
-        only = runs(*(('gpt.py', sample + prompt, whole.folder) for prompt in ('HAMLET:', 'The')))
+        for prompt in 'HAMLET:', 'The':
+            sample = f'{self.SETTINGS} --resume=True --max_iters=0 --prompt={prompt}'
+            only = run('gpt.py', sample, whole.folder)
+            self.assertEqual((only.code, only.err, losses(only.out)), (0, '', []))
+            self.assertTrue(only.out.split(LINE)[1].startswith(prompt))
         self.assertEqual((whole.folder / 'gpt.pt').read_bytes(), before)
-        for run, prompt in zip(only, ('HAMLET:', 'The')):
-            self.assertEqual((run.code, run.err, run.losses()), (0, '', []))
-            self.assertTrue(run.out.split('-' * 64 + '\n')[1].startswith(prompt))
 
     def test_best_weights(self):
         """Where the loss rises again, the best weights are kept and used to sample."""
         text = 'to be or not ' * 400 + 'KING' * 150  # the more it learns, the less it expects him
-        run = Run('gpt.py', GPT, text=text)
-        saved = run.checkpoint('gpt.pt')
+        trained = execute('gpt.py', GPT, folder_with(text))
+        saved = checkpoint(trained.folder)
         (loss, step), (last_loss, last_step) = min(saved['val_losses']), saved['val_losses'][-1]
         self.assertLess(step, last_step)
         self.assertEqual(saved['step'], last_step)
-        self.assertIn(f'best val loss {loss:.4f} (step {step})', run.out)
-        namespace = {'__name__': '__main__'}
-        cell('gpt.py', namespace, run.folder, **constants(GPT) | {'max_iters': 0, 'resume': True})
-        self.assertAlmostEqual(namespace['evaluate'](), loss, places=6)
-        namespace['model'].load_state_dict(saved['model'])
-        self.assertAlmostEqual(namespace['evaluate'](), last_loss, places=6)
+        self.assertIn(f'best val loss {loss:.4f} (step {step})', trained.out)
+        names = execute('gpt.py', f'{GPT} --resume=True --max_iters=0', trained.folder).names
+        self.assertAlmostEqual(names['evaluate'](), loss, places=6)
+        names['model'].load_state_dict(saved['model'])
+        self.assertAlmostEqual(names['evaluate'](), last_loss, places=6)
 
     def test_unfit(self):
         """A checkpoint that is damaged or of something else gets its line, and stays as it is."""
-        settings = SCRIPTS['gpt.py'] + ' --max_iters=1'
-        run = Run('gpt.py', settings)
-        good = (run.folder / 'gpt.pt').read_bytes()
-        other = io.BytesIO()
+        folder = execute('gpt.py', GPT + ' --max_iters=1').folder
+        file, other, weights = folder / 'gpt.pt', io.BytesIO(), io.BytesIO()
+        good = file.read_bytes()
         torch.save({'must_fit': {'script': 'other.py'}}, other)
-        weights = io.BytesIO()
         torch.save(nn.Linear(2, 2).state_dict(), weights)
         for contents, setting, message in (
                 *((damaged, '', 'cannot resume from gpt.pt') for damaged in (
                     good[:len(good) // 2], b'', b'hello', weights.getvalue())),
-                (other.getvalue(), '', "script='other.py'"), (good, ' --n_layer=3', 'n_layer=2'),
-                (good, ' --norm=post --n_head=4', "n_head=2, norm='pre'")):
-            (run.folder / 'gpt.pt').write_bytes(contents)
-            again = Run('gpt.py', settings + ' --resume=True' + setting, run.folder)
-            self.assertEqual((again.code, again.err.count('\n')), (1, 1), again.err)
-            self.assertIn(message, again.err)
-            self.assertEqual((run.folder / 'gpt.pt').read_bytes(), contents)
-        (run.folder / 'gpt.pt').write_bytes(good)
-        again = Run('gpt.py', settings + ' --resume=True', run.folder, text=TEXT + 'Ω' * 9)
-        self.assertIn('chars=', again.err)
+                (other.getvalue(), '', "script='other.py'"), (good, '--n_layer=3', 'n_layer=2'),
+                (good, '--norm=post --n_head=4', "n_head=2, norm='pre'")):
+            file.write_bytes(contents)
+            unfit = execute('gpt.py', f'{GPT} --resume=True {setting}', folder)
+            self.assertIn(message, unfit.message)
+            self.assertNotIn('\n', unfit.message)
+            self.assertEqual(file.read_bytes(), contents)
+        (folder / 'input.txt').write_text(TEXT + 'Ω' * 9, encoding='utf-8')
+        self.assertIn('chars=', execute('gpt.py', f'{GPT} --resume=True', folder).message)
 
     @unittest.skipUnless(os.path.exists('/dev/full'), 'needs /dev/full')
     def test_full_disk(self):
         """The line says so, and the old checkpoint is still there."""
-        settings = SCRIPTS['gpt.py'] + ' --max_iters=2'
-        run = Run('gpt.py', settings)
-        before = (run.folder / 'gpt.pt').read_bytes()
-        (run.folder / 'gpt.pt.tmp').symlink_to('/dev/full')
-        again = Run('gpt.py', settings, run.folder)
-        self.assertEqual((again.code, again.err.count('\n')), (1, 1), again.err)
-        self.assertIn('could not write gpt.pt', again.err)
-        self.assertEqual((run.folder / 'gpt.pt').read_bytes(), before)
+        folder = execute('gpt.py', GPT).folder
+        before = (folder / 'gpt.pt').read_bytes()
+        (folder / 'gpt.pt.tmp').symlink_to('/dev/full')
+        full = execute('gpt.py', GPT, folder)
+        self.assertIn('could not write gpt.pt', full.message)
+        self.assertNotIn('\n', full.message)
+        self.assertEqual((folder / 'gpt.pt').read_bytes(), before)
 
     def test_not_finite(self):
-        """A loss that is not finite stops the run; the last good checkpoint is kept."""
-        run = Run('gpt.py', SCRIPTS['gpt.py'] + ' --learning_rate=1e30 --grad_clip=1e30')
-        self.assertEqual((run.code, run.err.count('\n')), (1, 1), run.err)
-        self.assertRegex(run.err, r'step \d+: the loss is (nan|inf): try a lower learning_rate')
+        """A loss that is not finite stops the run before it can spoil the checkpoint."""
+        folder = execute('gpt.py', GPT).folder
+        before = (folder / 'gpt.pt').read_bytes()
+        diverged = execute('gpt.py', GPT + ' --learning_rate=1e30 --grad_clip=1e30', folder)
+        self.assertRegex(diverged.message, r'^step \d+: the loss is (nan|inf): try a lower')
+        self.assertEqual((folder / 'gpt.pt').read_bytes(), before)
 
 
 class Terminal(unittest.TestCase):
     @unittest.skipUnless(hasattr(os, 'openpty'), 'needs a pseudo-terminal')
     def test_progress(self):
         """In a terminal one line refreshes in place; evaluations and the curve are as in a pipe."""
-        folder = tempfile.mkdtemp(dir=ROOT.name)
-        pathlib.Path(folder, 'input.txt').write_text(TEXT, encoding='utf-8')
+        folder = folder_with(TEXT)
         controller, terminal = os.openpty()
         settings = (SCRIPTS['gpt.py'] + ' --max_iters=200 --eval_interval=100').split()
         process = subprocess.Popen([sys.executable, HERE / 'gpt.py', *settings], cwd=folder,
@@ -482,12 +456,12 @@ class Terminal(unittest.TestCase):
         output = output.decode().replace('\r\n', '\n')
         self.assertRegex(output, r'\rstep \d+/200, loss \d\.\d{4}, [\d,]+ tokens/s, \d+ s left')
         lines = [line.rsplit('\r', 1)[-1] for line in output.split('\n')]  # what stays to be read
-        evaluations = [line[:9] for line in lines if ': train loss' in line]
-        self.assertEqual(evaluations, ['step  100', 'step  200'])
+        self.assertEqual([step for step, *_ in losses('\n'.join(lines))], [100, 200])
         curve = [line for line in lines if re.match(r' ?\d\.\d\d \|', line)]
         self.assertEqual(len(curve), 11)
         self.assertEqual(sum(line.count('o') for line in curve), 2)
         self.assertEqual(curve[0][7], '.')  # it starts at the top left
+        self.assertRegex(curve[-1], r'[.o] *$')
 
 
 class Repository(unittest.TestCase):
@@ -497,12 +471,12 @@ class Repository(unittest.TestCase):
             'device': ('gpus = ', 'else next('), 'overrides': ('# overrides', '__name__})?'),
             'data': ('source = ', '\n# -----'), 'sampling': ('idx = torch.tensor(', 'print()')}
         shared = collections.defaultdict(dict)
-        for script in ORDER:
+        for script in SCRIPTS:
             source = read(script)
             for name, (first, last) in blocks.items():
-                start = source.find('\n' + first)
-                if start >= 0:
-                    shared[name][script] = source[start:source.index(last, start)]
+                begin = source.find('\n' + first)
+                if begin >= 0:
+                    shared[name][script] = source[begin:source.index(last, begin)]
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.FunctionDef) and node.name not in ('__init__', 'forward'):
                     shared[node.name][script] = ast.get_source_segment(source, node)
@@ -512,42 +486,37 @@ class Repository(unittest.TestCase):
         several = {name for name, versions in shared.items() if len(versions) > 1}
         self.assertGreaterEqual(several, {*blocks, 'get_batch', 'generate'})
 
-    def test_imports(self):
-        for script in ORDER:
-            nodes = list(ast.walk(ast.parse(read(script))))
+    def test_form(self):
+        """Every script: the inline metadata, the same sections in order, only allowed imports."""
+        for script in SCRIPTS:
+            source = read(script)
+            self.assertTrue(source.startswith('# /// script\n# requires-python = '), script)
+            self.assertEqual(re.findall(r'^# -{60,} (.+)$', source, re.M),
+                             ['hyperparameters', 'data', 'model', 'training', 'sampling'], script)
+            self.assertLessEqual(max(map(len, source.split('\n'))), 100, script)
+            nodes = list(ast.walk(ast.parse(source)))
             names = {alias.name for node in nodes if isinstance(node, ast.Import)
                      for alias in node.names}
             names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
             allowed = {*sys.stdlib_module_names, 'torch', 'tiktoken', 'numpy'}
             self.assertLessEqual({name.split('.')[0] for name in names}, allowed, script)
 
-    def test_sections(self):
-        """Every script has the sections of the others, in their order."""
-        for script in ORDER:
-            source = read(script)
-            self.assertEqual(re.findall(r'^# -{60,} (.+)$', source, re.M),
-                             ['hyperparameters', 'data', 'model', 'training', 'sampling'], script)
-            self.assertTrue(source.startswith('# /// script\n'))
-            self.assertLessEqual(max(map(len, source.split('\n'))), 100, script)
-
     def test_readme(self):
-        """Every command in the README runs (scaled down by more settings behind its own)."""
+        """Every command in the README runs (scaled down); the code that it quotes is the code."""
         readme = read('README.md')
-        commands = [shlex.split(line, comments=True)[1:] for line in
-                    sorted(set(re.findall(r'^(?:python|uv run) \w+\.py.*$', readme, re.M)))]
-        commands = [command for command in commands if command[0] != 'test_smoke.py']
-        self.assertEqual({script for script, *_ in commands}, set(ORDER))
-
-        def scaled_down(script, *settings):
-            if '--resume=True' not in settings:
-                return Run(script, [*settings, *QUICK[script]])
-            first = Run(script, SCRIPTS[script])
-            return Run(script, [*SCRIPTS[script].split(), *settings], first.folder)
-
-        results = together(*(functools.partial(scaled_down, *command) for command in commands))
-        for command, run in zip(commands, results):
-            with self.subTest(' '.join(command)):
-                self.assertEqual((run.code, run.err), (0, ''))
+        commands = re.findall(r'^(?:python|uv run) (\w+\.py)(.*)$', readme, re.M)
+        commands = [command for command in dict.fromkeys(commands) if command[0] in SCRIPTS]
+        self.assertEqual({script for script, _ in commands}, set(SCRIPTS))
+        for script, settings in commands:
+            with self.subTest(script + settings):
+                quick = f'{settings.split("#")[0]} {QUICK[script]}'
+                folder = None
+                if '--resume=True' in settings:  # there has to be something to go on from
+                    folder = execute(script, QUICK[script]).folder
+                self.assertIsNone(execute(script, quick, folder).message)
+        for quoted in re.findall(r'^```python\n(.*?)^```', readme, re.M | re.S):
+            for line in quoted.splitlines():
+                self.assertIn(line + '\n', read('gpt.py'))
 
 
 if __name__ == '__main__':
