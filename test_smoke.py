@@ -293,6 +293,7 @@ class Model(unittest.TestCase):
         """The mean over every character but the first, whatever the batch; chance is left alone."""
         names = self.gpt('--dropout=0.5')
         model, val, T = names['model'], names['val_data'], 16
+        model.train()
         random = torch.get_rng_state()
         loss = names['evaluate']()
         self.assertTrue(torch.equal(random, torch.get_rng_state()))
@@ -459,7 +460,12 @@ class Terminal(unittest.TestCase):
         self.assertEqual([step for step, *_ in losses('\n'.join(lines))], [100, 200])
         curve = [line for line in lines if re.match(r' ?\d\.\d\d \|', line)]
         self.assertEqual(len(curve), 11)
-        self.assertEqual(sum(line.count('o') for line in curve), 2)
+        heights = {line.index('o', i) - 7: float(line[:5]) for line in curve
+                   for i, mark in enumerate(line) if mark == 'o'}
+        row = (float(curve[0][:5]) - float(curve[-1][:5])) / 10
+        self.assertEqual(sorted(heights), [31, 63])  # the columns of steps 100 and 200
+        for column, (_, _, loss) in zip((31, 63), losses('\n'.join(lines))):
+            self.assertLess(abs(heights[column] - loss), row * 0.51 + 0.01)
         self.assertEqual(curve[0][7], '.')  # it starts at the top left
         self.assertRegex(curve[-1], r'[.o] *$')
 
