@@ -4,10 +4,10 @@
 # ///
 """A GPT that learns to write, character by character: all of it, in one file.
 
-    python gpt.py                                             trains on input.txt, then writes
-    python gpt.py --rung=5                                    trains the model of rung 5 (see below)
-    python gpt.py --resume=True                               goes on after Ctrl-C, or a crash
-    python gpt.py --resume=True --max_iters=0 --prompt=HAMLET:  only writes
+    python gpt.py                    trains on input.txt, then writes
+    python gpt.py --rung=5           trains the model of rung 5 of the ladder, see below
+    python gpt.py --resume=True      goes on after Ctrl-C, or a crash
+    python gpt.py --resume=True --max_iters=0 --prompt=HAMLET:     only writes
 
 The defaults take 80 s (2-core x86 laptop-class CPU) and end at a validation loss of 1.627 nats per
 character on input.txt, 1.603 in 85 s on Tiny Shakespeare; a GPU gets a larger model and more steps.
@@ -288,7 +288,8 @@ must_fit = {'script': 'gpt.py', 'chars': ''.join(chars), 'rung': rung, 'block_si
 if resume:
     try:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        misfits = [f'{k}={v!r}' for k, v in saved['must_fit'].items() if v != must_fit.get(k)]
+        misfits = [f'{k}={v!r}'[:60] for k, v in saved['must_fit'].items()
+                   if v != must_fit.get(k)]
     except Exception as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         sys.exit(f'cannot resume from {checkpoint}: {reason}')

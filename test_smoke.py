@@ -3,7 +3,7 @@
     python test_smoke.py                           all of it: no network, no GPU, under two minutes
     python test_smoke.py EveryScript.test_learns   one test
 """
-import ast, collections, contextlib, functools, hashlib, http.server, io, math, os, pathlib, re
+import ast, collections, contextlib, hashlib, http.server, io, math, os, pathlib, re
 import shlex, signal, subprocess, sys, tempfile, threading, time, types, unittest
 from concurrent.futures import ThreadPoolExecutor
 import torch, torch.nn as nn, torch.nn.functional as F
