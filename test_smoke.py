@@ -360,6 +360,7 @@ class Checkpoint(unittest.TestCase):
         return types.SimpleNamespace(folder=folder, out=out, err=err, code=process.returncode,
                                      step=checkpoint(folder)['step'])
 
+    @unittest.skipUnless(hasattr(signal, 'SIGKILL'), 'needs the signals of Linux or macOS')
     def test_resume(self):
         whole, killed, ended = together((run, 'gpt.py', self.SETTINGS),
                                         (self.stopped, signal.SIGKILL),
