@@ -162,8 +162,8 @@ class MLP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.c_fc = nn.Linear(n_embd, mlp_width * n_embd, bias=False)
-        self.c_proj = nn.Linear(mlp_width * n_embd, n_embd, bias=False)
+        self.c_fc = nn.Linear(n_embd, mlp_width * n_embd, bias=False)  # wide
+        self.c_proj = nn.Linear(mlp_width * n_embd, n_embd, bias=False)  # and back
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
@@ -179,7 +179,7 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.ln_1, self.attn = make_norm(), CausalSelfAttention()
+        self.ln_1, self.attn = make_norm(), CausalSelfAttention()  # each layer has its norm
         self.ln_2, self.mlp = make_norm(), MLP() if mlp_width else None
 
     def forward(self, x):
@@ -199,9 +199,9 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(vocab_size, n_embd)  # which token it is
         self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.drop = nn.Dropout(dropout)
-        self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
-        self.ln_f = make_norm() if norm == 'pre' else nn.Identity()
-        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.h = nn.Sequential(*[Block() for _ in range(n_layer)])  # the hidden layers
+        self.ln_f = make_norm() if norm == 'pre' else nn.Identity()  # the final norm
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)  # channels -> logits
         self.lm_head.weight = self.wte.weight  # one table reads and writes (Press & Wolf 2017)
         # the gains are tuned, on Tiny Shakespeare; a layer whose output is added to the residual
         # stream starts the smaller, the more of them there are (Radford et al. 2019)
@@ -236,7 +236,7 @@ class GPT(nn.Module):
 # ---------------------------------------------------------------- training
 @torch.no_grad()
 def evaluate():
-    """Mean loss over the whole validation split, nats per character: no dropout, no chance."""
+    """Mean loss over the whole validation split, nats per character; nothing random."""
     model.eval()
     count = len(val_data) - 1  # every character but the first is predicted, once
     pad = (0, -count % block_size)  # fills the last window; a target of -1 is not scored
@@ -318,16 +318,18 @@ for step in range(first, max_iters + 1):
     scaler.step(optimizer)
     scaler.update()
     losses.append(loss.item())
-    if not math.isfinite(losses[-1]):
-        sys.exit(f'{clear}step {step}: the loss is {losses[-1]}: try a lower learning_rate than '
+    last = step == max_iters or bool(interrupts)
+    val_loss = evaluate() if step % eval_interval == 0 or last else None
+    if not math.isfinite(losses[-1] + (val_loss or 0)):  # before it can reach the checkpoint
+        sys.exit(f'{clear}step {step}: the loss is not finite: try a lower learning_rate than '
                  f'{learning_rate}; {checkpoint} is as it was')
-    seconds, last = time.time() - start, step == max_iters or bool(interrupts)
+    seconds = time.time() - start
     speed = step * batch_size * block_size / seconds  # tokens per second
-    if step % eval_interval == 0 or last:
-        val_losses.append((evaluate(), step))
+    if val_loss is not None:
+        val_losses.append((val_loss, step))
         best_loss, best_step = min(val_losses)
-        loss, seconds = sum(losses[-100:]) / len(losses[-100:]), time.time() - start
-        print(f'{clear}step {step:4}: train loss {loss:.4f}, val loss {val_losses[-1][0]:.4f}, '
+        loss = sum(losses[-100:]) / len(losses[-100:])  # of the last hundred steps
+        print(f'{clear}step {step:4}: train loss {loss:.4f}, val loss {val_loss:.4f}, '
               f'{seconds:.1f} s', flush=True)
         if best_step == step: best = {name: t.clone() for name, t in model.state_dict().items()}
         if best_step == step or last: save()
