@@ -26,7 +26,7 @@ QUICK = {
 }
 # the settings with which modern_gpt.py is gpt.py
 AS_GPT = ('--n_kv_head=2 --activation=gelu --rotary=False --rms_norm=False --qk_norm=False '
-          '--flash=False --zero_init=False --tied=True --smear=0 '
+          '--flash=False --zero_init=False --tied=True --smear=0 --channel_dropout=False '
           '--half_until=0 --muon=False --linear_decay=0 --kv_cache=False')
 # about 6,000 characters that a dozen steps can learn a little of, with some beyond ASCII
 TEXT = ''.join(f'{who}:\nThe {a} sees the {b}, naïve “{a}” — {i % 7}.\n\n'
@@ -457,18 +457,22 @@ class Modern(unittest.TestCase):
 
     def test_layers(self):
         """The formulas of the MLPs, RMSNorm and the smear; SwiGLU has as many parameters."""
-        x, sizes = torch.randn(4, 32), set()
+        x, sizes = torch.randn(2, 4, 32), set()
         formulas = {'relu': lambda h: h.clamp(min=0), 'relu2': lambda h: h.clamp(min=0)**2,
                     'gelu': lambda h: h * (1 + torch.erf(h / 2**0.5)) / 2,
                     'quick_gelu': lambda h: h / (1 + torch.exp(-1.702 * h)),
-                    'swiglu': lambda h: h[:, :88] / (1 + torch.exp(-h[:, :88])) * h[:, 88:]}
+                    'swiglu': lambda h: h[..., :88] / (1 + torch.exp(-h[..., :88])) * h[..., 88:]}
         for name, formula in formulas.items():
             mlp = self.modern(f'--activation={name}')['model'].h[0].mlp
             torch.testing.assert_close(mlp(x), formula(x @ mlp.c_fc.weight.T) @ mlp.c_proj.weight.T)
             sizes.add(sum(p.numel() for p in mlp.parameters()))
         self.assertLess(max(sizes), 1.05 * min(sizes))
+        dropped = self.modern('--dropout=0.5')['model'].drop.train()(torch.ones(40, 16, 32))
+        self.assertEqual(set(dropped.flatten().tolist()), {0, 2})
+        self.assertTrue(torch.equal(dropped, dropped[:, :1].expand(-1, 16, -1)))
+        self.assertAlmostEqual(dropped.mean().item(), 1, delta=0.15)
         norm = self.modern('--rms_norm=True')['make_norm']()
-        y = x / x.square().mean(dim=1, keepdim=True).sqrt()
+        y = x / x.square().mean(dim=-1, keepdim=True).sqrt()
         torch.testing.assert_close(norm(x), y, atol=1e-4, rtol=1e-4)
         names = self.modern()
         model, idx, seen = names['model'], torch.randint(names['vocab_size'], (2, 16)), []
@@ -524,7 +528,7 @@ class Modern(unittest.TestCase):
             raise RuntimeError('no compiler\nis here')
         without = execute('modern_gpt.py', f'{GPT} --use_compile=True', None, edit,
                           {'broken': broken})
-        self.assertIn('use_compile: not here, so without it (no compiler)\n', without.out)
+        self.assertIn('use_compile: not here, so without it (no compiler\n', without.out)
         self.assertEqual(losses(without.out), losses(execute('modern_gpt.py', GPT).out))
 
 
