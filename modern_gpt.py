@@ -41,19 +41,19 @@ top_k = 0  # from how many of the likeliest characters is each one drawn? 0: fro
 max_new_tokens = 500  # how many characters long is it?
 # the ideas, each with gpt.py's choice in brackets: with all of those it computes what gpt.py does
 n_kv_head = 3 if on_gpu else 2  # how many heads have keys and values of their own? [n_head]
-activation = 'swiglu'  # 'relu', 'gelu', 'quick_gelu', 'relu2' (squared) or this? ['gelu']
-rotary = True  # positions: queries and keys are turned? Or learned, added at the start? [False]
-rms_norm = on_gpu  # RMSNorm? Or LayerNorm, on a CPU the faster of the two? [False]
-qk_norm = True  # queries and keys normalized, so that no score runs away? [False]
-flash = on_gpu  # attention as one kernel? On a CPU it is no faster [False]
-zero_init = True  # do the layers start by adding nothing? Or little? [False]
+activation = 'swiglu'  # 'relu', 'relu2' (its square), 'gelu', 'quick_gelu' or this? ['gelu']
+rotary = True  # positions by turning queries and keys? Or learned, and added? [False]
+rms_norm = on_gpu  # RMSNorm? Or LayerNorm, on a CPU the faster one? [False]
+qk_norm = True  # are queries and keys normalized, so that no score runs away? [False]
+flash = on_gpu  # attention as one kernel? On a CPU it is the slower way [False]
+zero_init = True  # do the layers start by adding nothing? Or a little? [False]
 tied = False  # does the table that reads tokens also make the logits? [True]
 smear = 3  # how many tokens before its own does a position see from the start? [0]
-channel_dropout = True  # does dropout zero a channel in all of a window, cheaply? [False]
-half_until = 0.5  # for which share of the steps are windows half as long, twice as many? [0]
+channel_dropout = True  # does dropout zero a channel in all of a window? [False]
+half_until = 0.5  # for which share of the steps are windows half as long? [0]
 muon = True  # Muon for the matrices in the blocks? Or AdamW for all? [False]
 muon_learning_rate = 0.02  # how far can a step of Muon go? Tuned on Tiny Shakespeare
-linear_decay = 0.8  # for which share of the steps does the rate fall, to 0? [0: a cosine]
+linear_decay = 0.8  # for which share of the steps does the rate fall, straight to 0? [0]
 kv_cache = True  # does sampling keep the keys and values of what it has read? [False]
 use_compile = False  # are the operations of a step fused, by torch.compile? [False]
 del on_gpu  # it chose the sizes above and is no setting
@@ -74,6 +74,7 @@ for name in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'mlp_width', 'warmup_it
 if n_embd % n_head: sys.exit(f'n_embd={n_embd} does not divide into n_head={n_head} equal heads')
 if rotary and n_embd // n_head % 2: sys.exit(f'n_embd={n_embd}: rotary heads need even sizes')
 if n_head % n_kv_head: sys.exit(f'n_head={n_head} does not divide by n_kv_head={n_kv_head}')
+if smear < 0: sys.exit(f'smear={smear}: it must be at least 0')
 if not 0 <= dropout < 1: sys.exit(f'dropout={dropout}: it must be at least 0 and below 1')
 for name in ('half_until', 'linear_decay'):
     if not 0 <= globals()[name] <= 1: sys.exit(f'{name}={globals()[name]}: it must be 0 to 1')
@@ -415,11 +416,10 @@ signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
 clear = '\r' + ' ' * 79 + '\r' if sys.stdout.isatty() else ''  # a file gets no progress line
 start, shown, first = time.time() - seconds, 0.0, step + 1
 for step in range(first, max_iters + 1):
-    if linear_decay:
+    lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # a quarter of a cosine
+    if linear_decay:  # constant, then straight down
         lr = learning_rate * min(1, (max_iters + 1 - step) / (linear_decay * max_iters))
-    else:
-        lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)
-    lr *= min(1, step / warmup_iters)
+    lr *= min(1, step / warmup_iters)  # (half of one, Loshchilov & Hutter 2017, ends 0.02 higher)
     for group in optimizer.param_groups: group['lr'] = lr * group.get('ratio', 1)
     window = max(1, block_size // 2) if step <= half_until * max_iters else block_size
     logits, loss = train_model(*get_batch(window))

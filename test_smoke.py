@@ -4,7 +4,7 @@
     python test_smoke.py EveryScript.test_learns   one test
 """
 import ast, collections, contextlib, hashlib, http.server, io, math, os, pathlib, re
-import shlex, signal, subprocess, sys, tempfile, threading, time, types, unittest
+import shlex, shutil, signal, subprocess, sys, tempfile, threading, time, types, unittest
 from concurrent.futures import ThreadPoolExecutor
 import torch, torch.nn as nn, torch.nn.functional as F
 
@@ -192,6 +192,7 @@ class EveryScript(unittest.TestCase):
                     '--n_kv_head=3': 'n_kv_head=3', '--n_kv_head=0': 'n_kv_head=0',
                     '--activation=tanh': 'activation=tanh', '--n_embd=6': 'n_embd=6',
                     '--linear_decay=2': 'linear_decay=2', '--half_until=-1': 'half_until=-1',
+                    '--smear=-1': 'smear=-1',
                 }}[script]
                 settings += ' --checkpoint=no.pt'
             for setting, message in wrong.items():
@@ -353,14 +354,15 @@ class Model(unittest.TestCase):
 
     def test_number_types(self):
         """bfloat16 and float16 (with loss scaling) learn what float32 learns, nearly."""
-        last = {}
-        for dtype in 'float32', 'bfloat16', 'float16':
-            trained = execute('gpt.py', f'{GPT} --dtype={dtype}')
-            self.assertIn(f'{dtype}: as set', trained.out.split('\n')[0])
-            last[dtype] = trained.names['losses'][-1]
-            self.assertEqual(trained.names['scaler'].is_enabled(), dtype == 'float16')
-        self.assertEqual(len(set(last.values())), 3)
-        self.assertLess(max(last.values()) - min(last.values()), 0.02)
+        for script in 'gpt.py', 'modern_gpt.py':
+            last = {}
+            for dtype in 'float32', 'bfloat16', 'float16':
+                trained = execute(script, f'{GPT} --dtype={dtype}')
+                self.assertIn(f'{dtype}: as set', trained.out.split('\n')[0])
+                last[dtype] = trained.names['losses'][-1]
+                self.assertEqual(trained.names['scaler'].is_enabled(), dtype == 'float16')
+            self.assertEqual(len(set(last.values())), 3)
+            self.assertLess(max(last.values()) - min(last.values()), 0.02)
 
 
 class Modern(unittest.TestCase):
@@ -407,11 +409,15 @@ class Modern(unittest.TestCase):
             parts += [model(idx[:, :t], cache=cache)[0] for t in range(6, 17)]
             torch.testing.assert_close(torch.cat(parts, dim=1), whole)
             self.assertEqual(cache.length, 16)
-            texts = []
+            texts, lengths = [], []
+            hook = model.h[0].register_forward_pre_hook(
+                lambda _, args: lengths.append(args[0].shape[1]))
             for use in True, False:
                 torch.manual_seed(1)
                 texts.append(model.generate(idx[:, :3], 13, top_k=5, use_cache=use))
+            hook.remove()
             self.assertTrue(torch.equal(*texts))
+            self.assertEqual(lengths, [3] + 12 * [1] + [*range(3, 16)])  # that it had to read
             long = model.generate(idx, 30, top_k=1)  # a full cache goes on from its last half
             begin = 0
             for t in range(16, 46):
@@ -421,6 +427,10 @@ class Modern(unittest.TestCase):
             slid = model.generate(idx, 30, top_k=1, use_cache=False)
             likeliest = model(slid[:, 29:45])[0][:, -1].argmax(dim=-1)
             self.assertTrue(torch.equal(slid[:, 45], likeliest))
+        samples = [execute('modern_gpt.py', f'{GPT} --kv_cache={use} --max_new_tokens=15').out
+                   for use in (True, False)]
+        self.assertIn('without the key/value cache', samples[0])
+        self.assertEqual(*(sample.split(LINE)[1] for sample in samples))
         small, large = (self.modern(f'--n_kv_head={n}')['Cache'](1).kv.nbytes for n in (1, 4))
         self.assertEqual(4 * small, large)
 
@@ -505,6 +515,13 @@ class Modern(unittest.TestCase):
         for lr in rest:
             self.assertAlmostEqual(lr * 0.05 / 0.01, last)
         self.assertAlmostEqual(last, 0.05 / (0.8 * 12))  # the last step of a straight line to 0
+        start = execute('modern_gpt.py', f'{GPT} --max_iters=0').names['model']
+        for (name, p), q in zip(model.named_parameters(), start.parameters()):
+            self.assertGreater((p - q).abs().max().item(), 1e-4, name)  # each of them learned
+            if name == 'lm_head.weight' or 'c_proj' in name:
+                self.assertEqual(q.abs().max().item(), 0, name)  # from a start at zero
+        optimizer.zero_grad()
+        self.assertEqual({p.grad for p in model.parameters()}, {None})
         for parts in optimizer.parts[:1], [*optimizer.parts, optimizer.parts[1]]:
             with self.assertRaises(AssertionError):
                 names['Optimizers'](*parts)
@@ -619,6 +636,13 @@ class Checkpoint(unittest.TestCase):
             self.assertIn(message, unfit.message)
             self.assertNotIn('\n', unfit.message)
             self.assertEqual(file.read_bytes(), contents)
+        modern = execute('modern_gpt.py', GPT).folder
+        for setting, fits in (('--muon=False', 'muon=True'), ('--smear=2', 'smear=3'),
+                              ('--activation=relu', "activation='swiglu'"),
+                              ('--checkpoint=gpt.pt', "script='gpt.py'")):
+            shutil.copy(file, modern / 'gpt.pt')
+            unfit = execute('modern_gpt.py', f'{GPT} --resume=True {setting}', modern)
+            self.assertIn(fits, unfit.message)
         (folder / 'input.txt').write_text(TEXT + 'Ω' * 9, encoding='utf-8')
         self.assertIn('chars=', execute('gpt.py', f'{GPT} --resume=True', folder).message)
 
