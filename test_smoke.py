@@ -405,8 +405,8 @@ class Modern(unittest.TestCase):
             names = self.modern(settings)
             model, idx = names['model'], torch.randint(names['vocab_size'], (3, 16))
             whole, cache = model(idx)[0], names['Cache'](3)
-            parts = [model(idx[:, :5], cache=cache)[0]]
-            parts += [model(idx[:, :t], cache=cache)[0] for t in range(6, 17)]
+            parts = [model.logits(idx[:, :5], cache)]
+            parts += [model.logits(idx[:, :t], cache) for t in range(6, 17)]
             torch.testing.assert_close(torch.cat(parts, dim=1), whole)
             self.assertEqual(cache.length, 16)
             texts, lengths = [], []
