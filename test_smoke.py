@@ -370,7 +370,8 @@ class Modern(unittest.TestCase):
 
     def modern(self, settings=''):
         """The names in modern_gpt.py, run without training, all weights random."""
-        names = execute('modern_gpt.py', f'{GPT} --n_head=4 --max_iters=0 {settings}').names
+        settings = f'{GPT} --n_head=4 --qk_norm=True --max_iters=0 {settings}'
+        names = execute('modern_gpt.py', settings).names
         for p in names['model'].parameters():
             nn.init.normal_(p, std=p.shape[-1]**-0.5)
         names['model'].eval()
