@@ -60,7 +60,7 @@ channel_dropout = True  # does dropout zero a channel in all of a window? [False
 half_until = 0.5  # for which share of the steps are windows half as long? [0]
 muon = True  # Muon for the matrices in the blocks? Or AdamW for all? [False]
 muon_learning_rate = 0.02  # how far can a step of Muon go? Tuned on Tiny Shakespeare
-linear_decay = 0.8  # for which share of the steps does the rate fall, straight to 0? [0]
+linear_decay = 0.8  # for which share of the steps does the rate fall, in a line? [0: a cosine]
 kv_cache = True  # does sampling keep the keys and values of what it has read? [False]
 use_compile = False  # are the operations of a step fused, by torch.compile? [False]
 del on_gpu  # it chose the sizes above and is no setting
@@ -146,7 +146,7 @@ class Cache:
 
     def append(self, layer, k, v):
         """k and v of new positions, (B, n_kv_head, T, head_size) -> those of all positions."""
-        end = self.length + k.shape[2]  # GPT.forward moves length, once all layers have appended
+        end = self.length + k.shape[2]  # GPT.logits moves length, once all layers have appended
         self.kv[layer, :, :, :, self.length:end] = torch.stack((k, v))
         return self.kv[layer, :, :, :, :end]
 
@@ -298,7 +298,9 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, on_token=None,
                  use_cache=kv_cache):
-        """idx (B, T) -> (B, T + max_new_tokens), sampled; on_token sees each one (B, 1) at once."""
+        """idx (B, T) -> (B, T + max_new_tokens), sampled; on_token sees each one (B, 1) at once.
+
+        With use_cache only new positions are read, until a window is full."""
         start, cache = max(0, idx.shape[1] - block_size), Cache(len(idx)) if use_cache else None
         for _ in range(max_new_tokens):
             if idx.shape[1] - start > block_size:  # a full cache is made anew from its last half
@@ -430,7 +432,7 @@ for step in range(first, max_iters + 1):
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # a quarter of a cosine
     if linear_decay:  # constant, then straight down
         lr = learning_rate * min(1, (max_iters + 1 - step) / (linear_decay * max_iters))
-    lr *= min(1, step / warmup_iters)  # (half of one, Loshchilov & Hutter 2017, ends 0.02 higher)
+    lr *= min(1, step / warmup_iters)
     for group in optimizer.param_groups: group['lr'] = lr * group.get('ratio', 1)
     window = max(1, block_size // 2) if step <= half_until * max_iters else block_size
     logits, loss = train_model(*get_batch(window))
