@@ -17,12 +17,16 @@ SCRIPTS = {
     'bigram.py': SMALL,
     'gpt.py': GPT + ' --dropout=0.1',
     'modern_gpt.py': GPT + ' --dropout=0.1',
+    'addition_gpt.py': '--device=cpu --dtype=float32 --n_digits=2 --max_iters=12 --eval_interval=4 '
+                       '--batch_size=64 --warmup_iters=1 --learning_rate=0.01 --n_embd=32',
 }
+TEXTUAL = [script for script in SCRIPTS if script != 'addition_gpt.py']  # learn from a text
 # what scales a command of the README down, behind the command's own settings
 QUICK = {
     'bigram.py': '--max_iters=2',
     'gpt.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9',
     'modern_gpt.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 --block_size=16',
+    'addition_gpt.py': '--max_iters=2 --batch_size=8 --n_digits=4 --test_digits=5',
 }
 # the settings with which modern_gpt.py is gpt.py
 AS_GPT = ('--n_kv_head=2 --activation=gelu --rotary=False --rms_norm=False --qk_norm=False '
@@ -124,10 +128,10 @@ def cell(script, settings, namespace, folder):
 
 
 class EveryScript(unittest.TestCase):
-    def each(self):
-        for script, settings in SCRIPTS.items():
+    def each(self, scripts=SCRIPTS):
+        for script in scripts:
             with self.subTest(script):
-                yield script, settings
+                yield script, SCRIPTS[script]
 
     def one_line(self, run, message):
         """The script stopped with one line that says this."""
@@ -144,16 +148,18 @@ class EveryScript(unittest.TestCase):
             self.assertEqual((often.code, often.err), (0, ''))
             curve = losses(often.out)
             self.assertEqual(len(curve), 12)
-            self.assertAlmostEqual(curve[0][1], math.log(len(set(TEXT))), delta=0.35)
+            tokens = set(TEXT if script in TEXTUAL else '0123456789+=,')
+            self.assertAlmostEqual(curve[0][1], math.log(len(tokens)), delta=0.35)
             self.assertLess(curve[-1][2], curve[0][2] - 0.1)
             # evaluating more often changes nothing; another seed does
             self.assertEqual([line for line in curve if line[0] % 4 == 0], losses(again.out))
             self.assertNotEqual(losses(again.out), losses(other.out))
-            sample = often.out.split(LINE)[1]
-            self.assertEqual(len(sample), 41)
-            self.assertLessEqual(set(sample), set(TEXT))
             self.assertEqual(wrong.code, 1)
             self.assertRegex(wrong.err, r'\A--sed=5: do you mean --seed=1337 \(int\)\?\n\Z')
+            if script in TEXTUAL:
+                sample = often.out.split(LINE)[1]
+                self.assertEqual(len(sample), 41)
+                self.assertLessEqual(set(sample), tokens)
 
     def test_bigram_finds_the_counts(self):
         """On input.txt training ends within 0.005 nats of what counting all pairs gives."""
@@ -180,13 +186,20 @@ class EveryScript(unittest.TestCase):
         for script, settings in self.each():
             wrong = {'--max_itres=5': 'mean --max_iters=', '--max_iters=many': '(int)',
                      '--max_iters=1.5': '(int)', '--max_iters': '(int)', 'max_iters=1': 'mean --',
-                     '--help': 'mean --', '--batch_size=0': 'batch_size=0', '--prompt=a[': "'['",
-                     '--temperature=0': 'temperature=0.0', '--device=cuda:9': 'device=cuda:9'}
+                     '--help': 'mean --', '--batch_size=0': 'batch_size=0',
+                     '--device=cuda:9': 'device=cuda:9'}
+            if script in TEXTUAL:
+                wrong |= {'--prompt=a[': "'['", '--temperature=0': 'temperature=0.0'}
             if 'n_embd' in settings:
-                wrong |= {'--n_head=3': 'n_head=3', '--dropout=1': 'dropout=1', '--dropout=no':
-                          '(float)', '--resume=yes': '(bool)', '--resume=True': 'no.pt',
+                wrong |= {'--n_head=3': 'n_head=3', '--learning_rate=no': '(float)',
+                          '--resume=yes': '(bool)', '--resume=True': 'no.pt',
                           '--dtype=int3': 'dtype=int3', '--on_gpu=True': 'mean --'}
-                wrong |= {'gpt.py': {
+                wrong |= {'addition_gpt.py': {
+                    '--position=last': 'position=last', '--problem=12': 'it must look like 123+456',
+                    '--problem=1+234': 'numbers of up to 2 digits', '--n_digits=0': 'n_digits=0',
+                    '--chain_of_thought=True --position=abacus': 'needs position=learned',
+                }, 'gpt.py': {
+                    '--dropout=1': 'dropout=1', '--dropout=no': '(float)',
                     '--norm=pro': 'norm=pro', '--rung=1': 'rung=1', '--rung=13': 'rung=13',
                 }, 'modern_gpt.py': {
                     '--n_kv_head=3': 'n_kv_head=3', '--n_kv_head=0': 'n_kv_head=0',
@@ -200,7 +213,7 @@ class EveryScript(unittest.TestCase):
                     self.one_line(execute(script, f'{settings} {setting}'), message)
 
     def test_bad_text(self):
-        for script, settings in self.each():
+        for script, settings in self.each(TEXTUAL):
             one = execute(script, settings, folder_with('a' * 500))  # odd, but no mistake
             self.assertIsNone(one.message)
             for text, message in (('', '0 characters'), ('to be', '5 characters'),
@@ -236,7 +249,7 @@ class EveryScript(unittest.TestCase):
             return execute(script, settings, folder_with(None), edit)
 
         port = server.server_port
-        for script, settings in self.each():
+        for script, settings in self.each(TEXTUAL):
             whole = fetch(script, settings, f'{port}/good')
             self.assertIsNone(whole.message)
             self.assertEqual((whole.folder / 'input.txt').read_bytes(), good)
@@ -550,9 +563,142 @@ class Modern(unittest.TestCase):
         self.assertEqual(losses(without.out), losses(execute('modern_gpt.py', GPT).out))
 
 
+class Addition(unittest.TestCase):
+    """What addition_gpt.py makes, masks, and counts."""
+    SETTINGS = SCRIPTS['addition_gpt.py']
+
+    def test_rows(self):
+        """Problems and answers are those of Python's integers, in each way of writing them."""
+        for settings, answer in (
+                ('', lambda a, b, L: f'{a + b:0{L + 1}}'[::-1]),
+                ('--reverse=False', lambda a, b, L: f'{a + b:0{L + 1}}'),
+                ('--chain_of_thought=True', lambda a, b, L: ''.join(
+                    f'{x}+{y}+{carry}={x + y + carry:02},' for i in range(L) for x, y, carry in [
+                        (a // 10**i % 10, b // 10**i % 10, (a % 10**i + b % 10**i) // 10**i)]
+                ) + f'{a + b:0{L + 1}}')):
+            names = execute('addition_gpt.py', f'{self.SETTINGS} --max_iters=0 {settings}').names
+            for L in 1, 2, 3, 20:
+                problems = torch.randint(10, (30, 2, L))
+                problems[0] = 9
+                for (a, b), row, carry in zip(problems.tolist(), names['write'](problems),
+                                              names['add'](*problems.unbind(1))[1]):
+                    a, b = (int(''.join(map(str, digits))) for digits in (a, b))
+                    text = f'{a:0{L}}+{b:0{L}}='
+                    self.assertEqual(names['decode'](row), text + answer(a, b, L))
+                    sums = [sum(int(z) for z in str(x)) for x in (a, b, a + b)]
+                    self.assertEqual(9 * carry.sum(), sums[0] + sums[1] - sums[2])
+
+    def test_batch(self):
+        """The target is the next token of the answer, and none in a problem that is held out."""
+        for n, lengths in ('2', [2]), ('5', [1, 2, 3, 4, 5]):
+            settings = f'{self.SETTINGS} --max_iters=0 --batch_size=3000 --n_digits={n}'
+            names = execute('addition_gpt.py', settings).names
+            x, y = names['get_batch']()
+            self.assertEqual(x.shape, (3000, 3 * int(n) + 2))
+            seen, hidden = collections.Counter(), 0
+            for row, target in zip(x, y):
+                text = names['decode'](row)
+                a, b = text.split('=')[0].split('+')
+                L = len(a)
+                seen[L] += 1
+                self.assertEqual(len(b), L)
+                if (int(a)**2 + int(b)**2) % 101 == 1:
+                    hidden += 1
+                    self.assertTrue((target == -1).all())
+                else:
+                    right = [int(z) for z in reversed(f'{int(a) + int(b):0{L + 1}}')]
+                    self.assertEqual(target.tolist(), [-1] * (2 * L + 1) + right
+                                     + [-1] * (3 * (int(n) - L)))
+                    self.assertEqual(row[2 * L + 2:3 * L + 2].tolist(), right[:-1])
+            self.assertEqual(seen, {L: 3000 // len(lengths) for L in lengths})
+            self.assertTrue(10 < hidden < 90, hidden)
+            for problems in names['val_problems']:  # and those are what it is judged by
+                a, b = (problems * 10**torch.arange(problems.shape[2]).flip(0)).sum(2).unbind(1)
+                self.assertTrue(((a**2 + b**2) % 101 == 1).all())
+
+    def test_proof(self):
+        """A model that is always right: 0 wrong of all. With one answer spoiled: 1 wrong."""
+        class Oracle:
+            def __init__(self, names, spoiled):
+                self.names, self.spoiled = names, spoiled
+
+            def __call__(self, idx):
+                L = (idx[0] == 10).nonzero().item()
+                numbers = torch.stack((idx[:, :L], idx[:, L + 1:2 * L + 1]), dim=1)
+                rows = self.names['write'](numbers)[:, 1:idx.shape[1] + 1]
+                for row, pair in zip(rows, numbers.flatten(1).tolist()):
+                    if pair == self.spoiled and len(row) > 3 * L + 1: row[-1] = 7
+                return F.one_hot(rows, 13).float(), None
+
+            def generate(self, idx, count):
+                return self.names['GPT'].generate(self, idx, count)
+
+        for spoiled, lines in (
+                (None, '2 digits: 0 wrong of 10,000\n'),
+                ([4, 3, 5, 8], '2 digits: 1 wrong of 10,000\n'),  # 43**2 + 58**2: not held out
+                ([0, 1, 0, 0], '0: 1 wrong of 34\n')):
+            def edit(source):
+                before = 'model.load_state_dict(best)\nmodel.eval()'
+                self.assertIn(before, source)
+                return source.replace(before, 'model = Oracle(globals(), spoiled)')
+            out = execute('addition_gpt.py', f'{self.SETTINGS} --max_iters=0', None, edit,
+                          {'Oracle': Oracle, 'spoiled': spoiled}).out
+            self.assertIn(lines, out)
+            self.assertEqual(out.count('(wrong, it is '), 0 if spoiled is None else 1, out)
+            self.assertEqual('its first mistakes:' in out, spoiled is not None)
+        self.assertIn('1+0=701  (wrong, it is 1)', out)
+
+    def test_check(self):
+        """One pass finds right what greedy decoding gets right; training leads to 0 wrong."""
+        for settings in '', '--chain_of_thought=True', '--n_digits=4 --position=abacus':
+            names = execute('addition_gpt.py', f'{self.SETTINGS} {settings} --max_iters=60').names
+            names['model'].eval()
+            for L in names['lengths']:
+                problems = torch.cat([torch.randint(10, (300, 2, L)), torch.zeros(1, 2, L).long()])
+                rows = names['write'](problems)
+                out = names['model'].generate(rows[:, :2 * L + 2], rows.shape[1] - 2 * L - 2)
+                right = (out == rows).all(dim=1)
+                self.assertEqual(names['check'](problems)[0].tolist(), right.tolist())
+        self.assertIn('2 digits: 0 wrong of 10,000\n', execute(
+            'addition_gpt.py', '--device=cpu --n_digits=2 --max_iters=600').out)
+
+    def test_abacus(self):
+        """Places count from the number's end; in training a row's are moved, all alike."""
+        for reverse, end in ('True', [1, 2, 3]), ('False', [3, 2, 1]):
+            settings = f'{self.SETTINGS} --n_digits=4 --test_digits=7 --position=abacus'
+            names = execute('addition_gpt.py', f'{settings} --reverse={reverse}').names
+            wpe = names['model'].wpe.eval()
+            table = F.linear(wpe.waves, wpe.weight)  # (places, n_embd)
+            self.assertEqual(len(table), 9)
+            rows = torch.tensor([names['encode'](row) for row in ('12+34=640', '99+99=891')])
+            places = torch.tensor([2, 1, 3, 2, 1, 0, *end])  # of 1, 2, +, 3, 4, =, 6, 4, 0
+            torch.testing.assert_close(wpe(rows), table[places].expand(2, -1, -1))
+            wpe.train()
+            moved = set()
+            for _ in range(40):
+                for row in wpe(rows):
+                    fits = [by for by in range(9) if torch.allclose(row, table[(places + by) % 9])]
+                    self.assertEqual(len(fits), 1)
+                    moved.add(fits[0])
+            self.assertEqual(moved, set(range(9)))
+
+    def test_problem(self):
+        """The answer to a problem, and whether it is right, also for a chain of thought."""
+        for settings in '', '--chain_of_thought=True', '--n_digits=4 --test_digits=6':
+            folder = execute('addition_gpt.py', f'{self.SETTINGS} {settings}').folder
+            for a, b in (12, 34), (7, 5), (0, 0):
+                out = execute('addition_gpt.py', f'{self.SETTINGS} {settings} --resume=True '
+                              f'--max_iters=0 --problem={a}+{b}', folder).out.split(LINE)[1]
+                said, verdict = re.search(rf'^{a}\+{b}=(.+?)  \((.*)\)', out).groups()
+                right = 'right' if said == str(a + b) else f'wrong, it is {a + b}'
+                self.assertEqual(verdict, right)
+                self.assertEqual(out.count('\n'), 3 if 'chain' in settings else 1)
+
+
 class Checkpoint(unittest.TestCase):
     """Stopped anywhere, resumed, and at the end the same to the last bit."""
-    SETTINGS = SCRIPTS['gpt.py'] + ' --max_iters=200 --eval_interval=40'
+    def long(self, script):
+        return SCRIPTS[script] + ' --max_iters=200 --eval_interval=40'
 
     def same(self, a, b, key):
         if isinstance(a, dict):
@@ -567,7 +713,7 @@ class Checkpoint(unittest.TestCase):
     def stopped(self, script, how):
         """A run that got the signal after its first evaluation; the step of its checkpoint."""
         folder = folder_with(TEXT)
-        process = start(script, self.SETTINGS, folder)
+        process = start(script, self.long(script), folder)
         while not list(folder.glob('*.pt')) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(how)
@@ -577,19 +723,20 @@ class Checkpoint(unittest.TestCase):
 
     @unittest.skipUnless(hasattr(signal, 'SIGKILL'), 'needs the signals of Linux or macOS')
     def test_resume(self):
-        for script in 'gpt.py', 'modern_gpt.py':
+        for script in 'gpt.py', 'modern_gpt.py', 'addition_gpt.py':
             with self.subTest(script):
                 self.resume(script)
 
     def resume(self, script):
-        whole, killed, ended = together((run, script, self.SETTINGS),
+        whole, killed, ended = together((run, script, self.long(script)),
                                         (self.stopped, script, signal.SIGKILL),
                                         (self.stopped, script, signal.SIGINT))
         self.assertEqual((whole.code, killed.code), (0, -signal.SIGKILL))
         self.assertEqual((ended.code, ended.err), (0, ''))
-        self.assertEqual(len(ended.out.split(LINE)[1]), 41)  # Ctrl-C: saved, and a sample
+        sample = ended.out.split(LINE)[1]  # Ctrl-C: saved, and a sample
+        self.assertTrue(len(sample) == 41 or 'wrong of 10,000' in sample, sample)
         self.assertEqual(losses(ended.out)[-1][0], ended.step)
-        again = f'{self.SETTINGS} --resume=True'
+        again = f'{self.long(script)} --resume=True'
         resumed = together((run, script, again, killed.folder), (run, script, again, ended.folder))
         file = script[:-1] + 't'
         for before, after in zip((killed, ended), resumed):
@@ -598,10 +745,11 @@ class Checkpoint(unittest.TestCase):
             a, b = checkpoint(after.folder), checkpoint(whole.folder)
             for key in 'model', 'best', 'optimizer', 'random', 'losses', 'step':
                 self.same(a[key], b[key], key)
-            self.assertEqual(after.out.split(LINE)[1], whole.out.split(LINE)[1])
+            self.assertEqual(*(without_seconds(r.out.split(LINE)[1]) for r in (after, whole)))
         before = (whole.folder / file).read_bytes()
-        for prompt in 'HAMLET:', 'The':
-            only = run(script, f'{again} --max_iters=0 --prompt={prompt}', whole.folder)
+        setting = 'prompt' if script in TEXTUAL else 'problem'
+        for prompt in ('HAMLET:', 'The') if script in TEXTUAL else ('12+9', '0+0'):
+            only = run(script, f'{again} --max_iters=0 --{setting}={prompt}', whole.folder)
             self.assertEqual((only.code, only.err, losses(only.out)), (0, '', []))
             self.assertTrue(only.out.split(LINE)[1].startswith(prompt))
         self.assertEqual((whole.folder / file).read_bytes(), before)
@@ -706,6 +854,7 @@ class Repository(unittest.TestCase):
         """What several scripts have in common is in each of them word for word the same."""
         OWN = {'': {'__init__', 'forward'}}  # what a script says in its own way: its ideas
         OWN['modern_gpt.py'] = OWN[''] | {'get_batch', 'make_norm', 'generate', 'step'}
+        OWN['addition_gpt.py'] = OWN[''] | {'get_batch', 'generate', 'evaluate'}
         blocks = {  # from the first of the two to the second
             'device': ('gpus = ', 'else next('), 'overrides': ('# overrides', '__name__})?'),
             'data': ('source = ', '\ndef get_batch'),
