@@ -7,7 +7,7 @@
     python addition_gpt.py                            learns, then answers all 1,000,000 problems
     python addition_gpt.py --resume=True --max_iters=0 --problem=123+456          only answers this
     python addition_gpt.py --chain_of_thought=True               writes out each column, then adds
-    python addition_gpt.py --n_digits=10 --position=abacus --n_embd=96 --n_head=8 --max_iters=5000
+    python addition_gpt.py --n_digits=10 --position=abacus --n_embd=96 --n_head=8 --max_iters=2500
                                                       learns up to 10 digits, adds 20
 
 MEASURED
@@ -213,8 +213,8 @@ class Abacus(nn.Module):
     """Tells each token its place as counted from its number's end (McLeish et al. 2024).
 
     In training all places of a row are moved by the same random number, so that high ones are
-    learned from short numbers, too. They lie on a circle, and are given as its first five waves
-    instead of a table: what the model learns about near places then holds for far ones."""
+    learned from short numbers, too. They lie on a circle, and are told by its first five waves
+    instead of a table: what is learned about one distance then holds for those near it, too."""
 
     def __init__(self):
         super().__init__()
@@ -227,8 +227,8 @@ class Abacus(nn.Module):
         """Token ids (B, T) -> (B, T, n_embd)"""
         t = torch.arange(idx.shape[1], device=device)  # (T,)
         L = (idx == stoi['+']).long().argmax(dim=1, keepdim=True)  # (B, 1): digits before the '+'
-        # 12+34=64.. has places 21321012..: '+' is where a third digit would be, and '=' is 0, so
-        # that the next place is what each of '=64' has to look for; beyond the last there is '+'
+        # 12+34=64 has places 21321012: each token of '=64' has to look for the next place, and
+        # beyond the highest digits it finds '+' there, so that it knows that there are no more
         place = torch.where(t < L, L - t, 2 * L + 1 - t)  # (B, T)
         place = torch.where(t <= 2 * L + 1, place, t - 2 * L - 1 if reverse else 3 * L + 3 - t)
         if self.training: place = place + torch.randint(self.size, (len(idx), 1)).to(device)
@@ -320,8 +320,11 @@ print(f'a row: {decode(write(val_problems[-1][-1:])[0])}; {sum(map(len, val_prob
       f'held out; {sum(p.numel() for p in model.parameters()):,} parameters')
 matrices = [p for p in model.parameters() if p.dim() == 2]
 vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm's: no pull towards zero
+# when all is learned gradients are next to nothing, and Adam takes full steps along their noise;
+# with a larger eps it does not, and what holds for longer numbers is not lost again
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}],
+                              eps=1e-8 if position == 'learned' else 1e-5,
                               betas=(0.9, beta2), fused=True)
 scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
 step, losses, val_losses, seconds, best = 0, [], [], 0.0, model.state_dict()
@@ -433,4 +436,4 @@ else:  # up to three digits the proof, on all problems; beyond, a sample of each
     if mistakes: print('its first mistakes:')
     for some in mistakes[:5]: ask(some[None])
     print('examples:')
-    ask(val_problems[-1][len(val_problems[-1]) // 3::len(val_problems[-1]) // 3])
+    ask(val_problems[-1][::-(-len(val_problems[-1]) // 3)])  # three of them
