@@ -591,10 +591,10 @@ class Addition(unittest.TestCase):
     def test_batch(self):
         """The target is the next token of the answer, and none in a problem that is held out."""
         for n, lengths in ('2', [2]), ('5', [1, 2, 3, 4, 5]):
-            settings = f'{self.SETTINGS} --max_iters=0 --batch_size=3000 --n_digits={n}'
+            settings = f'{self.SETTINGS} --max_iters=0 --batch_size=1000 --n_digits={n}'
             names = execute('addition_gpt.py', settings).names
             x, y = names['get_batch']()
-            self.assertEqual(x.shape, (3000, 3 * int(n) + 2))
+            self.assertEqual(x.shape, (1000, 3 * int(n) + 2))
             seen, hidden = collections.Counter(), 0
             for row, target in zip(x, y):
                 text = names['decode'](row)
@@ -610,8 +610,8 @@ class Addition(unittest.TestCase):
                     self.assertEqual(target.tolist(), [-1] * (2 * L + 1) + right
                                      + [-1] * (3 * (int(n) - L)))
                     self.assertEqual(row[2 * L + 2:3 * L + 2].tolist(), right[:-1])
-            self.assertEqual(seen, {L: 3000 // len(lengths) for L in lengths})
-            self.assertTrue(10 < hidden < 90, hidden)
+            self.assertEqual(seen, {L: 1000 // len(lengths) for L in lengths})
+            self.assertTrue(1 < hidden < 40, hidden)
             for problems in names['val_problems']:  # and those are what it is judged by
                 a, b = (problems * 10**torch.arange(problems.shape[2]).flip(0)).sum(2).unbind(1)
                 self.assertTrue(((a**2 + b**2) % 101 == 1).all())
@@ -685,7 +685,9 @@ class Addition(unittest.TestCase):
     def test_problem(self):
         """The answer to a problem, and whether it is right, also for a chain of thought."""
         for settings in '', '--chain_of_thought=True', '--n_digits=4 --test_digits=6':
-            folder = execute('addition_gpt.py', f'{self.SETTINGS} {settings}').folder
+            folder = execute('addition_gpt.py', f'{self.SETTINGS} {settings}',
+                             folder_with(None)).folder  # it needs no text, and leaves none
+            self.assertEqual([file.name for file in folder.iterdir()], ['addition_gpt.pt'])
             for a, b in (12, 34), (7, 5), (0, 0):
                 out = execute('addition_gpt.py', f'{self.SETTINGS} {settings} --resume=True '
                               f'--max_iters=0 --problem={a}+{b}', folder).out.split(LINE)[1]
