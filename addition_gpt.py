@@ -10,9 +10,9 @@
     python addition_gpt.py --n_digits=10 --position=abacus --n_embd=96 --n_head=8 --max_iters=2500
                                                       learns up to 10 digits, adds 20
 
-The defaults take 16 s to learn and 14 s to check (2-core x86 laptop-class CPU), and end with 0 wrong
-of 1,000,000 problems; so did four other seeds. The last of these commands learns for 81 s, and
-then gets 99.8 % of the sums of numbers of 20 digits right.
+The defaults take 16 s to learn and 14 s to check (2-core x86 laptop-class CPU), and end with 0
+wrong of 1,000,000 problems; so did four other seeds. The last of these commands learns for 81 s,
+and then gets 99.8 % of the sums of numbers of 20 digits right.
 
 What it has and gpt.py has not: problems made on the fly, a loss on the answers only, greedy
 decoding, the check of all problems, a chain of thought, places that are counted from a number's
