@@ -683,7 +683,8 @@ class Addition(unittest.TestCase):
 
     def test_problem(self):
         """The answer to a problem, and whether it is right, also for a chain of thought."""
-        for settings in '', '--chain_of_thought=True', '--n_digits=4 --test_digits=6':
+        chain, longer = '--chain_of_thought=True ', '--n_digits=4 --test_digits=6'
+        for settings in '', chain, longer, chain + longer:
             folder = execute('addition_gpt.py', f'{self.SETTINGS} {settings}',
                              folder_with(None)).folder  # it needs no text, and leaves none
             self.assertEqual([file.name for file in folder.iterdir()], ['addition_gpt.pt'])
@@ -693,7 +694,8 @@ class Addition(unittest.TestCase):
                 said, verdict = re.search(rf'^{a}\+{b}=(.+?)  \((.*)\)', out).groups()
                 right = 'right' if said == str(a + b) else f'wrong, it is {a + b}'
                 self.assertEqual(verdict, right)
-                self.assertEqual(out.count('\n'), 3 if 'chain' in settings else 1)
+                L = len(str(max(a, b))) if longer in settings else 2  # columns
+                self.assertEqual(out.count('\n'), 1 + L if chain in settings else 1)
 
 
 class Checkpoint(unittest.TestCase):
