@@ -66,6 +66,7 @@ for name, choices in (('position', ('learned', 'abacus')),
     if globals()[name] not in choices: sys.exit(f'{name}={globals()[name]}: not one of {choices}')
 if chain_of_thought and position == 'abacus': sys.exit('chain_of_thought needs position=learned')
 if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
+backwards = reverse and not chain_of_thought  # does the sum start with its last digit?
 lengths = range(1, n_digits + 1) if n_digits > 3 else [n_digits]  # of the numbers in a batch
 longest = max(n_digits, test_digits) if n_digits > 3 else n_digits  # of those in a test
 asked = re.fullmatch('([0-9]+)[+]([0-9]+)', problem)
@@ -124,7 +125,7 @@ def write(problems):
         for i in reversed(range(a.shape[1])):
             row += [a[:, i:i + 1], plus, b[:, i:i + 1], plus, carry[:, i + 1:i + 2], equals,
                     carry[:, i:i + 1], total[:, i + 1:i + 2], comma]
-    row.append(total.flip(1) if reverse and not chain_of_thought else total)
+    row.append(total.flip(1) if backwards else total)
     return torch.cat(row, dim=1)
 
 def held_out(problems):
@@ -318,8 +319,9 @@ def plot():
 torch.manual_seed(seed)
 model = GPT().to(device)
 val_problems = [sample(L) for L in lengths]
-print(f'a row: {decode(write(val_problems[-1][-1:])[0])}; {sum(map(len, val_problems)):,} problems '
-      f'held out; {sum(p.numel() for p in model.parameters()):,} parameters')
+print(f'a row: {decode(write(val_problems[-1][-1:])[0])}' + ' (the sum reversed)' * backwards
+      + f'; {sum(map(len, val_problems)):,} problems held out; '
+      f'{sum(p.numel() for p in model.parameters()):,} parameters')
 matrices = [p for p in model.parameters() if p.dim() == 2]
 vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm's: no pull towards zero
 # when all is learned gradients are next to nothing, and Adam takes full steps along their noise;
@@ -405,7 +407,7 @@ def ask(problems):
     for numbers, row, answer in zip(problems, rows, answers):
         a, b = (int(decode(number)) for number in numbers)
         said = decode(answer[-L - 1:])
-        if reverse and not chain_of_thought: said = said[::-1]
+        if backwards: said = said[::-1]
         verdict = 'right' if said == f'{a + b:0{L + 1}}' else f'wrong, it is {a + b}'
         print(f'{a}+{b}={said.lstrip("0") or "0"}  ({verdict})')
         if chain_of_thought:  # column by column
