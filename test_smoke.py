@@ -4,10 +4,19 @@
     python test_smoke.py EveryScript.test_learns   one test
 """
 import ast, collections, contextlib, hashlib, http.server, io, math, os, pathlib, re
-import shlex, shutil, signal, subprocess, sys, tempfile, threading, time, types, unittest
+import shlex, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, types, unittest
 from concurrent.futures import ThreadPoolExecutor
-import torch, torch.nn as nn, torch.nn.functional as F
+from unittest import mock
+import tiktoken, torch, torch.nn as nn, torch.nn.functional as F
 
+# about 6,000 characters that a dozen steps can learn a little of, with some beyond ASCII
+TEXT = ''.join(f'{who}:\nThe {a} sees the {b}, naïve “{a}” — {i % 7}.\n\n'
+               for i in range(40) for who, a, b in (
+    ('HAMLET', 'cat', 'moon'), ('FOOL', 'moon', 'king'), ('KING', 'fool', 'cat')))
+ROOT = tempfile.TemporaryDirectory()
+CORPUS = pathlib.Path(ROOT.name, 'corpus.txt')  # another text, for pretraining
+CORPUS.write_text(''.join(f'A king – no. {i % 7} of the moon – sees cats and naïve fools.\n'
+                          for i in range(100)), encoding='utf-8')
 # Each script with settings for a few steps: one more script joins with one more line.
 SMALL = ('--device=cpu --batch_size=8 --block_size=16 --max_new_tokens=40 --max_iters=12 '
          '--eval_interval=4')
@@ -19,6 +28,8 @@ SCRIPTS = {
     'modern_gpt.py': GPT + ' --dropout=0.1',
     'addition_gpt.py': '--device=cpu --dtype=float32 --n_digits=2 --max_iters=12 --eval_interval=4 '
                        '--batch_size=64 --warmup_iters=1 --learning_rate=0.01 --n_embd=32',
+    'pretrain_finetune.py': f'{GPT} --pretrain_max_iters=12 --pretrain_eval_interval=4 '
+                            f'--pretrain_learning_rate=0.01 --corpus={CORPUS}',
 }
 TEXTUAL = [script for script in SCRIPTS if script != 'addition_gpt.py']  # learn from a text
 # what scales a command of the README down, behind the command's own settings
@@ -27,18 +38,15 @@ QUICK = {
     'gpt.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9',
     'modern_gpt.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 --block_size=16',
     'addition_gpt.py': '--max_iters=2 --batch_size=8 --n_digits=4 --test_digits=5',
+    'pretrain_finetune.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 '
+                            f'--pretrain_max_iters=2 --corpus={CORPUS}',
 }
 # the settings with which modern_gpt.py is gpt.py
 AS_GPT = ('--n_kv_head=2 --activation=gelu --rotary=False --rms_norm=False --qk_norm=False '
           '--flash=False --zero_init=False --tied=True --smear=0 --channel_dropout=False '
           '--half_until=0 --muon=False --linear_decay=0 --kv_cache=False')
-# about 6,000 characters that a dozen steps can learn a little of, with some beyond ASCII
-TEXT = ''.join(f'{who}:\nThe {a} sees the {b}, naïve “{a}” — {i % 7}.\n\n'
-               for i in range(40) for who, a, b in (
-    ('HAMLET', 'cat', 'moon'), ('FOOL', 'moon', 'king'), ('KING', 'fool', 'cat')))
 LINE = '-' * 64 + '\n'  # stands before the sample
 HERE = pathlib.Path(__file__).resolve().parent
-ROOT = tempfile.TemporaryDirectory()
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8', no_proxy='*')
 os.environ['no_proxy'] = '*'
 torch.set_num_threads(1)  # as in the processes started here, so that results can be compared
@@ -146,18 +154,19 @@ class EveryScript(unittest.TestCase):
                                     (run, script, '--sed=5'))
             again, other = (execute(script, settings + more) for more in ('', ' --seed=5'))
             self.assertEqual((often.code, often.err), (0, ''))
-            curve = losses(often.out)
-            self.assertEqual(len(curve), 12)
+            printed = losses(often.out)
+            curve = printed[-12:]  # from scratch, which may come after other stages
+            self.assertEqual([step for step, *_ in curve], [*range(1, 13)])
             tokens = set(TEXT if script in TEXTUAL else '0123456789+=,')
             self.assertAlmostEqual(curve[0][1], math.log(len(tokens)), delta=0.35)
             self.assertLess(curve[-1][2], curve[0][2] - 0.1)
             # evaluating more often changes nothing; another seed does
-            self.assertEqual([line for line in curve if line[0] % 4 == 0], losses(again.out))
+            self.assertEqual([line for line in printed if line[0] % 4 == 0], losses(again.out))
             self.assertNotEqual(losses(again.out), losses(other.out))
             self.assertEqual(wrong.code, 1)
             self.assertRegex(wrong.err, r'\A--sed=5: do you mean --seed=1337 \(int\)\?\n\Z')
             if script in TEXTUAL:
-                sample = often.out.split(LINE)[1]
+                sample = often.out.split(LINE)[-1]
                 self.assertEqual(len(sample), 41)
                 self.assertLessEqual(set(sample), tokens)
 
@@ -205,8 +214,14 @@ class EveryScript(unittest.TestCase):
                     '--activation=tanh': 'activation=tanh', '--n_embd=6': 'n_embd=6',
                     '--linear_decay=2': 'linear_decay=2', '--half_until=-1': 'half_until=-1',
                     '--smear=-1': 'smear=-1',
+                }, 'pretrain_finetune.py': {
+                    '--megabytes=0': 'megabytes=0', '--lora_rank=-1': 'lora_rank=-1',
+                    '--corpus=no.txt': "'no.txt'; it can also be", '--dropout=1': 'dropout=1',
+                    '--pretrain_eval_interval=0': 'pretrain_eval_interval=0',
                 }}[script]
                 settings += ' --checkpoint=no.pt'
+                if script == 'pretrain_finetune.py':
+                    settings += ' --pretrain_checkpoint=no.pt'
             for setting, message in wrong.items():
                 with self.subTest(setting):
                     self.one_line(execute(script, f'{settings} {setting}'), message)
@@ -698,6 +713,207 @@ class Addition(unittest.TestCase):
                 self.assertEqual(out.count('\n'), 1 + L if chain in settings else 1)
 
 
+class Pretraining(unittest.TestCase):
+    """The corpus, the three stages and LoRA of pretrain_finetune.py."""
+    NONE = '--max_iters=0 --pretrain_max_iters=0 '  # no training, just the names
+
+    def pretrain(self, more='', folder=None, edit=str):
+        settings = f'{SCRIPTS["pretrain_finetune.py"]} {more}'
+        return execute('pretrain_finetune.py', settings, folder, edit)
+
+    def table(self, out):
+        """{stage: [loss on the corpus, loss on input.txt, best step, seconds, parameters, MiB]}"""
+        rows = re.findall(r'^(\w+) +(\d\.\d{4} .*) MiB$', out, re.M)
+        return {stage: [float(cell) for cell in re.findall(r'[\d.]+', row.replace(',', ''))]
+                for stage, row in rows}
+
+    def test_characters(self):
+        """The corpus comes in the characters of input.txt; what is like none is dropped."""
+        folder = folder_with('"to be" - or not \'tis o\n' * 30)
+        names = self.pretrain(self.NONE, folder).names
+        for text, like, gone in (
+                ('“to” „be”—or nót\u00a0‘tis’\ttob’s☃∑', '"to" "be"-or not \'tis\' tob\'s',
+                 2),
+                ('ﬆ–10…\r\n', 'st-\n', 3), ('to be\n', 'to be\n', 0)):
+            file = folder / 'odd.txt'
+            file.write_bytes(text.encode() * 90000)  # more than one piece
+            ids, lost = names['load'](file)
+            self.assertEqual(names['decode'](ids.tolist()), like * 90000)
+            self.assertAlmostEqual(lost, gone / len(text.replace('\r', '')), 6)
+        names['megabytes'] = 0.1
+        self.assertLess(len(names['load'](file)[0]), 2 * 2**20)
+        many = ''.join(map(chr, range(0x4e00, 0x4e00 + 300))) * 9  # ids above 255
+        names = self.pretrain(self.NONE + '--corpus=input.txt', folder_with(many)).names
+        held = names['texts']['corpus'][1].tolist()
+        self.assertEqual(names['decode'](names['corpus_data'].tolist()), many)
+        self.assertEqual(names['decode'](held), many[-len(held):])
+
+    def test_shard(self):
+        """A made shard of FineWeb becomes its text, once; a damaged one gets a line."""
+        text = 'The king sees – naïve – cats.\n' * 40000
+        tokens, asked = [50256, *text.encode()], []  # of a vocabulary of bytes
+
+        def shard(magic, tokens, count):
+            header = torch.tensor([magic, 1, count, *[0] * 253], dtype=torch.int32)
+            return bytes(header.numpy()) + bytes(torch.tensor(tokens).to(torch.uint16).numpy())
+
+        whole = shard(20240520, tokens, len(tokens))
+        bodies = {'/good.bin': whole, '/cut.bin': whole[:90000], '/empty.bin': b'',
+                  '/magic.bin': shard(7, tokens, 9), '/minus.bin': shard(20240520, tokens, -5),
+                  '/tokens.bin': shard(20240520, [*tokens[:500], 60000], 501),
+                  '/good.txt': text.encode(), '/latin.txt': 'Caf\xe9'.encode('latin-1') * 99}
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.headers['Range'])
+                body = bodies.get(self.path.replace('broken', 'good'))
+                last = int(asked[-1].removeprefix('bytes=0-'))
+                self.send_response(404 if body is None else 206)
+                part = (body or b'')[:last + 1]
+                self.send_header('Content-Length', len(part))
+                self.end_headers()  # a broken connection sends less than that
+                self.wfile.write(part[:70000] if 'broken' in self.path else part)
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f'http://127.0.0.1:{server.server_port}'
+        ranks = {bytes([i]): i for i in range(256)}
+        vocabulary = tiktoken.Encoding('bytes', pat_str='.', mergeable_ranks=ranks,
+                                       special_tokens={'<|endoftext|>': 50256})
+
+        def fetch(address, folder, corpus='fineweb', error=None):
+            def edit(source):
+                return re.sub("\nshard = '.*'", f"\nshard = '{address}'", source)
+            with mock.patch('tiktoken.get_encoding', return_value=vocabulary, side_effect=error):
+                return self.pretrain('--max_iters=1 --pretrain_max_iters=1 --megabytes=1 '
+                                     f'--compare=False --corpus={corpus}', folder, edit)
+
+        good = folder_with(TEXT)
+        for _ in range(2):  # the second time the file is there
+            self.assertIsNone(fetch(base + '/good.bin', good).message)
+        self.assertEqual(asked, ['bytes=0-501023'])
+        kept = (good / 'fineweb-1MB.txt').read_text(encoding='utf-8')
+        self.assertEqual(kept, '\n\n' + text.encode()[:249999].decode(errors='ignore'))
+        for path, message in (('/cut.bin', 'bytes are missing'), ('/broken.bin', 'are missing'),
+                              ('/magic.bin', 'no shard'), ('/minus.bin', 'no shard'),
+                              ('/empty.bin', 'no shard'), ('/tokens.bin', 'GPT-2 has not')):
+            folder = folder_with(TEXT)
+            failed = fetch(base + path, folder)
+            self.assertRegex(failed.message, rf'\Acorpus=fineweb: .*{message}.*\Z')
+            self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
+        book = folder_with(TEXT)
+        self.assertIsNone(fetch('', book, base + '/good.txt').message)
+        kept = next(book.glob('corpus-*.txt')).read_bytes().decode()
+        self.assertEqual(kept, text.encode()[:10**6].decode(errors='ignore'))
+        for path, message in (('/broken.txt', 'bytes are missing'), ('/latin.txt', 'utf-8'),
+                              ('/none.txt', '404')):
+            folder = folder_with(TEXT)
+            self.assertIn(message, fetch('', folder, base + path).message)
+            self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
+        server.shutdown()
+        server.server_close()
+        for error in None, OSError('no vocabulary'):  # and nobody answers at that address now
+            folder = folder_with(TEXT)
+            (folder / 'docstrings.txt').write_text(text, encoding='utf-8')
+            offline = fetch(base + '/good.bin', folder, error=error)
+            self.assertIsNone(offline.message)
+            self.assertRegex(offline.out, r'that failed \(\w+\), so it is to be docstrings.txt')
+
+    def test_docstrings(self):
+        """They are gathered from modules, classes and functions, but from no tests."""
+        root = folder_with(None)
+        for folder in 'a', 'tests', 'site-packages':
+            (root / folder).mkdir()
+            (root / folder / 'b.py').write_text(f'def f():\n    """In {folder}."""\n')
+        (root / 'c.py').write_text('"""Module."""\nx = 1\nclass C:\n    """Class."""\n'
+                                   '    def g(self):\n        """Method."""\n')
+        (root / 'd.py').write_text('"""Broken."""\nx = (\n')
+        names = self.pretrain(self.NONE).names
+        with (mock.patch('sysconfig.get_path', return_value=str(root)),
+              mock.patch('importlib.util.find_spec', return_value=None)):
+            found = list(names['docstrings']())
+        self.assertEqual(found, ['Module.\n\n', 'Class.\n\n', 'Method.\n\n', 'In a.\n\n'])
+
+    def test_stages(self):
+        """The table and the verdict say what the weights do; a second run uses what is there."""
+        settings = '--dropout=0.1 --finetune_learning_rate=0.01 --pretrain_max_iters=30'
+        first = self.pretrain(settings)
+        rows = self.table(first.out)
+        self.assertEqual([*rows], ['pretrain', 'finetune', 'scratch'])
+        for stage, file in (('pretrain', 'pretrained_gpt.pt'), ('finetune', 'finetuned_gpt.pt'),
+                            ('scratch', 'scratch_gpt.pt')):
+            saved = torch.load(first.folder / file, weights_only=True)
+            first.names['model'].load_state_dict(saved['best'])
+            for column, (_, first.names['val_data']) in enumerate(first.names['texts'].values()):
+                self.assertAlmostEqual(first.names['evaluate'](), rows[stage][column], delta=6e-5)
+            (loss, step), own = min(saved['val_losses']), 0 if stage == 'pretrain' else 1
+            self.assertAlmostEqual(loss, rows[stage][own], delta=6e-5)
+            self.assertEqual(step, rows[stage][2])
+        gain = rows['scratch'][1] - rows['finetune'][1]
+        self.assertGreater(gain, 0)
+        verdict = re.search(r'from scratch, the loss is lower by (\S+) nats\n', first.out)
+        self.assertAlmostEqual(float(verdict[1]), gain, delta=2e-4)
+        self.assertLess(rows['finetune'][1], rows['pretrain'][1] - 0.05)
+        # the same again from the pretrained weights that are there
+        before = (first.folder / 'pretrained_gpt.pt').read_bytes()
+        second = self.pretrain(f'{settings} --compare=False', first.folder)
+        self.assertIn('step 30 and used as it is', second.out)
+        self.assertEqual(losses(second.out), losses(first.out)[-6:-3])
+        self.assertEqual((first.folder / 'pretrained_gpt.pt').read_bytes(), before)
+        self.assertNotIn('scratch', second.out)
+        self.assertEqual(second.out.split(LINE)[1:], first.out.split(LINE)[1:])
+        for more, message in (('--n_layer=3', 'made with n_layer=2; --reuse=False makes it anew'),
+                              ('--corpus=input.txt', f"corpus='{CORPUS}'"[:60]),
+                              ('--resume=True --pretrain_max_iters=40', 'made with pretrained=')):
+            self.assertIn(message, self.pretrain(more, first.folder).message)
+        (first.folder / 'pretrained_gpt.pt').write_bytes(before[:-999])
+        self.assertIn('resume from pretrained_gpt.pt', self.pretrain('', first.folder).message)
+        anew = self.pretrain(f'--reuse=False {settings}', first.folder)
+        self.assertEqual(losses(anew.out), losses(first.out))
+
+    def test_lora(self):
+        """At first it changes nothing; merged it computes the same; only A and B are learned."""
+        names = self.pretrain(self.NONE + '--lora_rank=4').names
+        plain, tuned = names['GPT']().eval(), names['GPT']().eval()
+        tuned.load_state_dict(plain.state_dict())
+        layers = [layer for layer in tuned.modules() if isinstance(layer, names['Linear'])]
+        self.assertEqual(len(layers), 8)  # four in each block
+        for layer in layers:
+            layer.add_lora()
+        idx = torch.randint(names['vocab_size'], (2, 16))
+        self.assertTrue(torch.equal(plain(idx)[0], tuned(idx)[0]))
+        for layer in layers:
+            nn.init.normal_(layer.lora_B, std=0.5)
+        self.assertGreater((plain(idx)[0] - tuned(idx)[0]).abs().max().item(), 0.1)
+        weights = tuned.state_dict()
+        before = {name: t.clone() for name, t in weights.items()}
+        plain.load_state_dict(names['merged'](weights))
+        torch.testing.assert_close(plain(idx)[0], tuned(idx)[0], atol=1e-5, rtol=0)
+        for name, t in weights.items():  # merging copies
+            self.assertTrue(torch.equal(t, before[name]), name)
+        # with steps of next to nothing, fine-tuning ends where it begins: at the pretrained loss
+        still = self.pretrain('--lora_rank=4 --lora_learning_rate=1e-30 --compare=False')
+        rows = self.table(still.out)
+        self.assertEqual(rows['finetune'][:2], rows['pretrain'][:2])
+        run = self.pretrain('--lora_rank=2 --lora_learning_rate=0.02 --compare=False', still.folder)
+        rows, few = self.table(run.out), 2 * 2 * (4 + 2 + 5 + 5) * 32
+        self.assertEqual(rows['finetune'][4], few)
+        total = int(rows['pretrain'][4]) + few
+        self.assertIn(f'{few:,} of {total:,} parameters ({few / total:.1%}) learn', run.out)
+        self.assertLess(rows['finetune'][1], rows['pretrain'][1] - 0.01)
+        a, b = (torch.load(run.folder / f'{name}_gpt.pt', weights_only=True)
+                for name in ('pretrained', 'finetuned'))
+        changed = {name for name, t in a['best'].items() if not torch.equal(t, b['best'][name])}
+        self.assertEqual(changed, {name for name in a['best'] if '.c_' in name})
+        state = b['optimizer']['state'].values()
+        self.assertEqual(sum(s['exp_avg'].numel() for s in state), few)
+        memory = sum(t.nbytes for s in state for t in s.values()) / 2**20
+        self.assertAlmostEqual(rows['finetune'][5], memory, delta=0.006)
+
+
 class Checkpoint(unittest.TestCase):
     """Stopped anywhere, resumed, and at the end the same to the last bit."""
     def long(self, script):
@@ -708,7 +924,7 @@ class Checkpoint(unittest.TestCase):
             self.assertEqual(a.keys(), b.keys())
             for k in a:
                 self.same(a[k], b[k], f'{key}.{k}')
-        elif isinstance(a, list) and isinstance(a[0], dict):
+        elif isinstance(a, list) and a and isinstance(a[0], dict):
             self.same(dict(enumerate(a)), dict(enumerate(b)), key)
         else:
             self.assertTrue(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, key)
@@ -726,36 +942,60 @@ class Checkpoint(unittest.TestCase):
 
     @unittest.skipUnless(hasattr(signal, 'SIGKILL'), 'needs the signals of Linux or macOS')
     def test_resume(self):
-        for script in 'gpt.py', 'modern_gpt.py', 'addition_gpt.py':
-            with self.subTest(script):
-                self.resume(script)
-
-    def resume(self, script):
-        killed, ended = together((self.stopped, script, signal.SIGKILL),
-                                 (self.stopped, script, signal.SIGINT))
-        whole = execute(script, self.long(script))
+        killed, ended = together((self.stopped, 'gpt.py', signal.SIGKILL),
+                                 (self.stopped, 'gpt.py', signal.SIGINT))
+        whole = execute('gpt.py', self.long('gpt.py'))
         self.assertEqual((whole.message, killed.code), (None, -signal.SIGKILL))
         self.assertEqual((ended.code, ended.err), (0, ''))
-        sample = ended.out.split(LINE)[1]  # Ctrl-C: saved, and a sample
-        self.assertTrue(len(sample) == 41 or 'wrong of 10,000' in sample, sample)
+        self.assertEqual(len(ended.out.split(LINE)[1]), 41)  # Ctrl-C: saved, and a sample
         self.assertEqual(losses(ended.out)[-1][0], ended.step)
-        again = f'{self.long(script)} --resume=True'
-        resumed = together((run, script, again, killed.folder), (run, script, again, ended.folder))
-        file = script[:-1] + 't'
+        again = f'{self.long("gpt.py")} --resume=True'
+        resumed = together((run, 'gpt.py', again, killed.folder),
+                           (run, 'gpt.py', again, ended.folder))
         for before, after in zip((killed, ended), resumed):
             self.assertTrue(0 < before.step < 200, before.step)
-            self.assertIn(f'resumed from {file} after step {before.step}\n', after.out)
-            a, b = checkpoint(after.folder), checkpoint(whole.folder)
-            for key in 'model', 'best', 'optimizer', 'random', 'losses', 'step':
-                self.same(a[key], b[key], key)
-            self.assertEqual(*(without_seconds(r.out.split(LINE)[1]) for r in (after, whole)))
-        before = (whole.folder / file).read_bytes()
-        setting = 'prompt' if script in TEXTUAL else 'problem'
-        for prompt in ('HAMLET:', 'The') if script in TEXTUAL else ('12+9', '0+0'):
-            only = execute(script, f'{again} --max_iters=0 --{setting}={prompt}', whole.folder)
+            self.assertIn(f'resumed from gpt.pt after step {before.step}\n', after.out)
+            self.same_end(after, whole, 'gpt.pt')
+
+    def same_end(self, a, b, file):
+        self.assertEqual(*(without_seconds(run.out).split(LINE)[1:] for run in (a, b)))
+        a, b = (torch.load(run.folder / file, weights_only=True) for run in (a, b))
+        for key in 'model', 'best', 'optimizer', 'random', 'losses', 'step':
+            self.same(a[key], b[key], key)
+
+    def test_resume_in_any_script(self):
+        """Ended right after a checkpoint, or by Ctrl-C between two; in any stage; then resumed."""
+        for script, more, stage, file in (
+                ('modern_gpt.py', '', '', 'modern_gpt.pt'),
+                ('addition_gpt.py', '', '', 'addition_gpt.pt'),
+                ('pretrain_finetune.py', '', 'pretrain', 'pretrained_gpt.pt'),
+                ('pretrain_finetune.py', ' --lora_rank=2', 'finetune', 'finetuned_gpt.pt'),
+                ('pretrain_finetune.py', '', 'scratch', 'scratch_gpt.pt')):
+            settings = SCRIPTS[script] + more
+            whole = execute(script, settings)
+            for line, stop, at in ((': save()', 'sys.exit("killed")', 8),
+                                   ('losses.append(loss.item())', 'interrupts.append(True)', 5)):
+                with self.subTest(f'{script} {stage} {stop}'):
+                    def edit(source):
+                        here = f"(globals().get('stage', ''), step) == ('{stage}', {at})"
+                        return source.replace(line, f'{line}; {here} and {stop}')
+                    stopped = execute(script, settings, edit=edit)
+                    self.assertEqual(stopped.message, 'killed' if at == 8 else None)
+                    self.assertEqual(losses(stopped.out)[-1][0], at)
+                    after = execute(script, f'{settings} --resume=True', stopped.folder)
+                    self.assertIn(f'resumed from {file} after step {at}\n', after.out)
+                    self.same_end(after, whole, file)
+            if stage != 'pretrain': self.only_samples(script, settings, whole.folder)
+
+    def only_samples(self, script, settings, folder):
+        before = {path: path.read_bytes() for path in folder.glob('*.pt')}
+        setting = 'problem' if script == 'addition_gpt.py' else 'prompt'
+        for prompt in ('12+9', '0+0') if setting == 'problem' else ('HAMLET:', 'The'):
+            only = execute(script, f'{settings} --resume=True --max_iters=0 --{setting}={prompt}',
+                           folder)
             self.assertEqual((only.message, losses(only.out)), (None, []))
-            self.assertTrue(only.out.split(LINE)[1].startswith(prompt))
-        self.assertEqual((whole.folder / file).read_bytes(), before)
+            self.assertTrue(only.out.split(LINE)[-1].startswith(prompt))
+        self.assertEqual({path: path.read_bytes() for path in folder.glob('*.pt')}, before)
 
     def test_best_weights(self):
         """Where the loss rises again, the best weights are kept and used to sample."""
@@ -858,17 +1098,20 @@ class Repository(unittest.TestCase):
         OWN = {'': {'__init__', 'forward'}}  # what a script says in its own way: its ideas
         OWN['modern_gpt.py'] = OWN[''] | {'get_batch', 'make_norm', 'generate', 'step'}
         OWN['addition_gpt.py'] = OWN[''] | {'get_batch', 'generate', 'evaluate'}
+        OWN['pretrain_finetune.py'] = OWN[''] | {'get_batch'}
         blocks = {  # from the first of the two to the second
             'device': ('gpus = ', 'else next('), 'overrides': ('# overrides', '__name__})?'),
             'data': ('source = ', '\ndef get_batch'),
+            'gradient': ('optimizer.zero_grad()', 'last = step'),
+            'progress': ('elif clear and', 'if first <='),
             'sampling': ('idx = torch.tensor(', 'print()')}
         shared = collections.defaultdict(dict)
         for script in SCRIPTS:
             source = read(script)
             for name, (first, last) in blocks.items():
-                begin = source.find('\n' + first)
-                if begin >= 0:
-                    shared[name][script] = source[begin:source.index(last, begin)]
+                if found := re.search(rf'^ *{re.escape(first)}.*?{re.escape(last)}', source,
+                                      re.M | re.S):  # it may stand in another loop
+                    shared[name][script] = textwrap.dedent(found[0])
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.FunctionDef) and node.name not in OWN.get(script, OWN['']):
                     shared[node.name][script] = ast.get_source_segment(source, node)
