@@ -740,8 +740,9 @@ class Pretraining(unittest.TestCase):
             ids, lost = names['load'](file)
             self.assertEqual(names['decode'](ids.tolist()), like * 90000)
             self.assertAlmostEqual(lost, gone / len(text.replace('\r', '')), 6)
-        names['megabytes'] = 0.1
-        self.assertLess(len(names['load'](file)[0]), 2 * 2**20)
+        file.write_text('to be\n' * 400000)
+        names['megabytes'] = 1
+        self.assertEqual(len(names['load'](file)[0]), 2**20)  # the pieces that make a megabyte
         many = ''.join(map(chr, range(0x4e00, 0x4e00 + 300))) * 9  # ids above 255
         names = self.pretrain(self.NONE + '--corpus=input.txt', folder_with(many)).names
         held = names['texts']['corpus'][1].tolist()
@@ -859,7 +860,7 @@ class Pretraining(unittest.TestCase):
         self.assertLess(rows['finetune'][1], rows['pretrain'][1] - 0.05)
         # the same again from the pretrained weights that are there
         before = (first.folder / 'pretrained_gpt.pt').read_bytes()
-        second = self.pretrain(f'{settings} --compare=False', first.folder)
+        second = self.pretrain(f'{settings} --pretrain_max_iters=50 --compare=False', first.folder)
         self.assertIn('step 30 and used as it is', second.out)
         self.assertEqual(losses(second.out), losses(first.out)[-6:-3])
         self.assertEqual((first.folder / 'pretrained_gpt.pt').read_bytes(), before)
@@ -873,6 +874,15 @@ class Pretraining(unittest.TestCase):
         self.assertIn('resume from pretrained_gpt.pt', self.pretrain('', first.folder).message)
         anew = self.pretrain(f'--reuse=False {settings}', first.folder)
         self.assertEqual(losses(anew.out), losses(first.out))
+        # dropout is for the small text; of fine-tuning the best weights are kept, not the last
+        other = folder_with('to be or not ' * 400 + 'KING' * 150)
+        fallen = self.pretrain('--finetune_learning_rate=0.01', other)
+        again = self.pretrain('--reuse=False --dropout=0.5 --compare=False', other)
+        self.assertEqual(losses(again.out)[:3], losses(fallen.out)[:3])
+        self.assertNotEqual(losses(again.out)[3:], losses(fallen.out)[3:6])
+        (best, step), last = min((loss, step) for step, _, loss in losses(fallen.out)[3:6]), 12
+        self.assertLess(step, last)
+        self.assertAlmostEqual(self.table(fallen.out)['finetune'][1], best, delta=1e-4)
 
     def test_lora(self):
         """At first it changes nothing; merged it computes the same; only A and B are learned."""
@@ -898,6 +908,8 @@ class Pretraining(unittest.TestCase):
         still = self.pretrain('--lora_rank=4 --lora_learning_rate=1e-30 --compare=False')
         rows = self.table(still.out)
         self.assertEqual(rows['finetune'][:2], rows['pretrain'][:2])
+        before, after = still.out.split(LINE)[1:]  # and the samples have the same draws
+        self.assertEqual(before.split('finetune ends')[0], after)
         run = self.pretrain('--lora_rank=2 --lora_learning_rate=0.02 --compare=False', still.folder)
         rows, few = self.table(run.out), 2 * 2 * (4 + 2 + 5 + 5) * 32
         self.assertEqual(rows['finetune'][4], few)
