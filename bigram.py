@@ -23,7 +23,7 @@ top_k = 0  # from how many of the likeliest characters is each one drawn? 0: fro
 max_new_tokens = 300  # how many characters long is it?
 # overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
 settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
-for arg in [] if sys.argv[0].endswith('launcher.py') else sys.argv[1:]:
+for arg in sys.argv[1:] if __name__ == '__main__' and 'launcher.py' not in sys.argv[0] else []:
     name, _, value = arg[2:].partition('=')
     kind = type(settings.get(name))
     try:

@@ -66,7 +66,7 @@ use_compile = False  # are the operations of a step fused, by torch.compile? [Fa
 del on_gpu  # it chose the sizes above and is no setting
 # overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
 settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
-for arg in [] if sys.argv[0].endswith('launcher.py') else sys.argv[1:]:
+for arg in sys.argv[1:] if __name__ == '__main__' and 'launcher.py' not in sys.argv[0] else []:
     name, _, value = arg[2:].partition('=')
     kind = type(settings.get(name))
     try:

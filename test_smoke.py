@@ -3,11 +3,11 @@
     python test_smoke.py                           all of it: no network, no GPU, under two minutes
     python test_smoke.py EveryScript.test_learns   one test
 """
-import ast, collections, contextlib, hashlib, http.server, io, math, os, pathlib, re
+import ast, collections, contextlib, hashlib, http.server, io, json, math, os, pathlib, re
 import shlex, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, types, unittest
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
-import tiktoken, torch, torch.nn as nn, torch.nn.functional as F
+import numpy as np, tiktoken, torch, torch.nn as nn, torch.nn.functional as F
 
 # about 6,000 characters that a dozen steps can learn a little of, with some beyond ASCII
 TEXT = ''.join(f'{who}:\nThe {a} sees the {b}, naïve “{a}” — {i % 7}.\n\n'
@@ -30,8 +30,10 @@ SCRIPTS = {
                        '--batch_size=64 --warmup_iters=1 --learning_rate=0.01 --n_embd=32',
     'pretrain_finetune.py': f'{GPT} --pretrain_max_iters=12 --pretrain_eval_interval=4 '
                             f'--pretrain_learning_rate=0.01 --corpus={CORPUS}',
+    'gpt2.py': f'{GPT} --vocab_size=300 --total_batch_size=128 --cache_dir={ROOT.name}/cache',
 }
-TEXTUAL = [script for script in SCRIPTS if script != 'addition_gpt.py']  # learn from a text
+# those whose tokens are the characters of input.txt
+TEXTUAL = [script for script in SCRIPTS if script not in ('addition_gpt.py', 'gpt2.py')]
 # what scales a command of the README down, behind the command's own settings
 QUICK = {
     'bigram.py': '--max_iters=2',
@@ -40,6 +42,8 @@ QUICK = {
     'addition_gpt.py': '--max_iters=2 --batch_size=8 --n_digits=4 --test_digits=5',
     'pretrain_finetune.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 '
                             f'--pretrain_max_iters=2 --corpus={CORPUS}',
+    'gpt2.py': '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 --total_batch_size=32 '
+               f'--block_size=16 --vocab_size=300 --cache_dir={ROOT.name}/cache',
 }
 # the settings with which modern_gpt.py is gpt.py
 AS_GPT = ('--n_kv_head=2 --activation=gelu --rotary=False --rms_norm=False --qk_norm=False '
@@ -158,7 +162,8 @@ class EveryScript(unittest.TestCase):
             curve = printed[-12:]  # from scratch, which may come after other stages
             self.assertEqual([step for step, *_ in curve], [*range(1, 13)])
             tokens = set(TEXT if script in TEXTUAL else '0123456789+=,')
-            self.assertAlmostEqual(curve[0][1], math.log(len(tokens)), delta=0.35)
+            count = 300 if script == 'gpt2.py' else len(tokens)
+            self.assertAlmostEqual(curve[0][1], math.log(count), delta=0.35)
             self.assertLess(curve[-1][2], curve[0][2] - 0.1)
             # evaluating more often changes nothing; another seed does
             self.assertEqual([line for line in printed if line[0] % 4 == 0], losses(again.out))
@@ -200,7 +205,6 @@ class EveryScript(unittest.TestCase):
                 wrong |= {'--prompt=a[': "'['", '--temperature=0': 'temperature=0.0'}
             if 'n_embd' in settings:
                 wrong |= {'--n_head=3': 'n_head=3', '--learning_rate=no': '(float)',
-                          '--resume=yes': '(bool)', '--resume=True': 'no.pt',
                           '--dtype=int3': 'dtype=int3', '--on_gpu=True': 'mean --'}
                 wrong |= {'addition_gpt.py': {
                     '--position=last': 'position=last', '--problem=12': 'it must look like 123+456',
@@ -218,7 +222,13 @@ class EveryScript(unittest.TestCase):
                     '--megabytes=0': 'megabytes=0', '--lora_rank=-1': 'lora_rank=-1',
                     '--corpus=no.txt': "'no.txt'; it can also be", '--dropout=1': 'dropout=1',
                     '--pretrain_eval_interval=0': 'pretrain_eval_interval=0',
+                }, 'gpt2.py': {
+                    '--top_p=0': 'top_p=0', '--vocab_size=256': 'vocab_size=256', '--temperature=0':
+                    'temperature=0', '--total_batch_size=200': 'processes = 128: 128 does',
+                    '--world=2': 'mean --', '--hellaswag=1': '(bool)',
                 }}[script]
+                if script != 'gpt2.py':
+                    wrong |= {'--resume=yes': '(bool)', '--resume=True': 'no.pt'}
                 settings += ' --checkpoint=no.pt'
                 if script == 'pretrain_finetune.py':
                     settings += ' --pretrain_checkpoint=no.pt'
@@ -926,6 +936,395 @@ class Pretraining(unittest.TestCase):
         self.assertAlmostEqual(rows['finetune'][5], memory, delta=0.006)
 
 
+class Server:
+    """Files on loopback that answer Range requests, as a context: its address."""
+
+    def __init__(self, bodies, broken=(), ranges=True):
+        self.asked = asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append((self.path, self.headers['Range']))
+                body, wanted = bodies.get(self.path), self.headers['Range']
+                first, _, last = (wanted or 'bytes=0-')[6:].partition('-')
+                ranged = ranges and wanted is not None
+                self.send_response(404 if body is None else 206 if ranged else 200)
+                part = (body or b'')[int(first):int(last) + 1 if last else None] if ranged else body
+                self.send_header('Content-Length', len(part or b''))
+                self.end_headers()  # a connection that breaks sends less than that
+                sent = len(part or b'') * 2 // 3 if self.path in broken else None
+                self.wfile.write((part or b'')[:sent])
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.address = f'http://127.0.0.1:{self.server.server_port}'
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Gpt2(unittest.TestCase):
+    """The model, vocabulary, files and training of gpt2.py."""
+    SIZES = dict(block_size=16, vocab_size=101, n_layer=3, n_head=4, n_embd=32)
+
+    @classmethod
+    def setUpClass(cls):
+        """Its names, as after an import, which prints nothing and trains nothing."""
+        cls.names = {'__name__': 'gpt2', '__file__': 'gpt2.py'}
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), mock.patch('sys.argv', ['other.py', '--no=5']):
+            exec(compile(read('gpt2.py'), 'gpt2.py', 'exec'), cls.names)
+        assert out.getvalue() == '' and 'optimizer' not in cls.names
+
+    def gpt(self, **sizes):
+        torch.manual_seed(1)
+        model = self.names['GPT'](self.names['GPTConfig'](**self.SIZES | sizes)).eval()
+        for p in model.parameters():  # biases and gains other than those of the start
+            nn.init.normal_(p, std=0.3)
+        return model
+
+    def script(self, more='', folder=None, edit=str):
+        return execute('gpt2.py', f'{SCRIPTS["gpt2.py"]} {more}', folder, edit)
+
+    def test_model(self):
+        """As nn.TransformerEncoderLayer computes it; causal; 124,439,808 parameters by default."""
+        model, C = self.gpt(), 32
+        idx = torch.randint(101, (2, 16))
+        x = model.wte(idx) + model.wpe.weight
+        for block in model.h:
+            layer = nn.TransformerEncoderLayer(C, 4, 4 * C, 0.0, batch_first=True, norm_first=True,
+                                               activation=lambda x: F.gelu(x, approximate='tanh'))
+            theirs = (layer.norm1, layer.self_attn.out_proj, layer.norm2, layer.linear1,
+                      layer.linear2)
+            ours = (block.ln_1, block.attn.c_proj, block.ln_2, block.mlp.c_fc, block.mlp.c_proj)
+            for a, b in zip(theirs, ours):
+                a.load_state_dict(b.state_dict())
+            layer.self_attn.in_proj_weight.data = block.attn.c_attn.weight.data
+            layer.self_attn.in_proj_bias.data = block.attn.c_attn.bias.data
+            x = layer(x, src_mask=nn.Transformer.generate_square_subsequent_mask(16))
+        logits, loss = model(idx, idx)
+        torch.testing.assert_close(logits, model.ln_f(x) @ model.wte.weight.T, atol=1e-4, rtol=1e-4)
+        self.assertAlmostEqual(loss.item(), F.cross_entropy(logits.view(-1, 101),
+                                                            idx.view(-1)).item(), 5)
+        with torch.device('meta'):
+            model = self.names['GPT'](self.names['GPTConfig']())
+        self.assertEqual(sum(p.numel() for p in model.parameters()), 124_439_808)
+        fresh = self.names['GPT'](self.names['GPTConfig'](n_layer=8, n_embd=96, vocab_size=500))
+        self.assertAlmostEqual(fresh.h[3].attn.c_attn.weight.std().item(), 0.02, 3)
+        self.assertAlmostEqual(fresh.h[3].mlp.c_proj.weight.std().item(), 0.005, 3)
+        self.assertEqual(fresh.h[3].mlp.c_fc.bias.abs().max(), 0)
+
+    def test_generate(self):
+        """The cache changes no text, also beyond a full window; top_k, top_p and stop do theirs."""
+        model, seen = self.gpt(), []
+        idx = torch.randint(101, (3, 5))
+        text = model.generate(idx, 30, top_k=1, on_token=lambda x: seen.append(x))
+        self.assertTrue(torch.equal(torch.cat(seen, dim=1), text[:, 5:]))
+        window = 5
+        for i in range(5, 35):  # a full window starts again with its last half
+            window = 8 if window == 16 and i > 5 else window
+            logits = model(text[:, i - window:i])[0][:, -1]
+            self.assertTrue(torch.equal(logits.argmax(dim=1), text[:, i]), i)
+            window += 1
+        with torch.no_grad():
+            chance = F.softmax(model(idx[:1])[0][0, -1] / 0.9, dim=0)
+        order = chance.argsort(descending=True).tolist()
+        few = next(n for n in range(1, 102) if chance[order[:n]].sum() >= 0.5)
+        drawn = lambda **how: set(model.generate(idx[:1].repeat(2000, 1), 1, 0.9, **how)[:, -1]
+                                  .tolist())
+        self.assertEqual(drawn(top_k=3), set(order[:3]))
+        self.assertLessEqual(drawn(top_p=0.5), set(order[:few]))
+        self.assertIn(order[few - 1], drawn(top_p=0.5))
+        self.assertGreater(len(drawn()), few)
+        stop = text[0, 9].item()
+        ended = model.generate(idx[:1], 30, top_k=1, stop=stop)
+        self.assertEqual(ended[0].tolist(), text[0, :text[0].tolist().index(stop, 5) + 1].tolist())
+
+    def test_files(self):
+        """Weights come back as they were, in all kinds of numbers; a wrong file is named."""
+        model, GPT, folder = self.gpt(n_embd=64, n_head=2), self.names['GPT'], folder_with(None)
+        model.save_pretrained(str(folder))
+        file = folder / 'model.safetensors'
+        whole = file.read_bytes()
+        again = GPT.from_pretrained(str(folder))
+        self.assertEqual(again.config, model.config)
+        for (name, p), (_, q) in zip(model.named_parameters(), again.named_parameters()):
+            self.assertTrue(torch.equal(p, q), name)
+        self.assertIs(again.lm_head.weight, again.wte.weight)
+        length = int.from_bytes(whole[:8], 'little')
+        header, data = json.loads(whole[8:8 + length]), whole[8 + length:]
+        self.assertEqual(header['h.0.mlp.c_fc.weight']['shape'], [64, 256])
+        begin, end = header['h.0.mlp.c_fc.weight']['data_offsets']
+        stored = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.float32).view(64, 256)
+        self.assertTrue(torch.equal(stored.t(), model.h[0].mlp.c_fc.weight))
+
+        def write(header, data):
+            head = json.dumps(header).encode()
+            file.write_bytes(len(head).to_bytes(8, 'little') + head + data)
+
+        for kind, dtype in (('F32', torch.float32), ('F16', torch.float16),
+                            ('BF16', torch.bfloat16)):
+            mask = dict(dtype='U8', shape=[1], data_offsets=[0, 1])
+            other, parts, size = {'h.0.attn.bias': mask}, [b'\1'], 1
+            for name, info in header.items():
+                if name != '__metadata__':
+                    begin, end = info['data_offsets']
+                    part = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.float32)
+                    parts.append(part.to(dtype).view(torch.uint8).numpy().tobytes())
+                    other['transformer.' + name] = dict(info, dtype=kind, data_offsets=[
+                        size, size := size + len(parts[-1])])
+            write(other, b''.join(parts))
+            loaded = GPT.from_pretrained(str(file))
+            self.assertTrue(torch.equal(loaded.wpe.weight, model.wpe.weight.to(dtype).float()))
+            self.assertTrue(torch.equal(loaded.h[2].attn.c_attn.weight,
+                                        model.h[2].attn.c_attn.weight.to(dtype).float()))
+        lacks = {name: info for name, info in header.items() if name != 'h.1.ln_2.bias'}
+        more = header | {'h.7.ln_2.bias': header['h.1.ln_2.bias']}
+        shape = header | {'ln_f.bias': dict(header['ln_f.bias'], shape=[2, 32])}
+        for wrong, message in ((lacks, 'h.1.ln_2.bias is missing'), (shape, 'ln_f.bias is of '),
+                               (more, 'h.7.ln_2.bias is too much')):
+            write(wrong, data)
+            with self.assertRaisesRegex(ValueError, message):
+                GPT.from_pretrained(str(folder))
+        for damaged, message in ((whole[:-100], '100 bytes too short'), (b'', 'damaged'),
+                                 (b'hello, this is text', 'damaged')):
+            file.write_bytes(damaged)
+            with self.assertRaisesRegex(ValueError, message):
+                GPT.from_pretrained(str(folder))
+        bad = self.script(f'--init_from={folder}')
+        self.assertRegex(bad.message, r'\Ainit_from=.*damaged.*\Z')
+
+    def test_vocabulary(self):
+        """Merges are those of a naive trainer; any text comes back from its tokens."""
+        text = TEXT + 'naïve – ½ ²3 don\'t  \n\n x_y ' * 9
+        words = [list(word.encode()) for word in self.names['split'](text)]
+        self.assertEqual(b''.join(map(bytes, words)).decode(), text)
+        tokens = [bytes([i]) for i in range(256)]
+        while len(tokens) < 300:
+            pairs = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+            best = max(pairs, key=lambda pair: (pairs[pair], pair))
+            for word in words:
+                i = 0
+                while i < len(word) - 1:
+                    if (word[i], word[i + 1]) == best:
+                        word[i:i + 2] = [len(tokens)]
+                    i += 1
+            tokens.append(tokens[best[0]] + tokens[best[1]])
+        self.assertEqual(self.names['learn_bpe'](text, 300), tokens)
+        encoding = self.names['vocabulary'](tokens)
+        self.assertEqual(encoding.n_vocab, 301)
+        ids = encoding.encode_ordinary(text)
+        self.assertLess(len(ids), len(text) / 2)
+        flat = [token for word in words for token in word]
+        self.assertLess(sum(a != b for a, b in zip(ids[:500], flat)), 1)
+        for s in text, '', '日本語 🎉\x00\r\n\t  ', "don't  ½²③", ''.join(map(chr, range(3000))):
+            self.assertEqual(encoding.decode(encoding.encode_ordinary(s)), s)
+        with mock.patch('tiktoken.get_encoding', side_effect=OSError), \
+                self.assertRaisesRegex(SystemExit, 'TIKTOKEN_CACHE_DIR'):
+            self.names['vocabulary']()
+
+    def test_fetch(self):
+        """What breaks off is gone on from; only a whole file gets its name."""
+        body, folder, fetch = os.urandom(5_000_000), folder_with(None), self.names['fetch']
+        path = str(folder / 'new' / 'file')
+        broken = {'/file'}
+        with Server({'/file': body}, broken) as server, contextlib.redirect_stdout(io.StringIO()):
+            for _ in range(2):
+                with self.assertRaisesRegex(OSError, 'run it again'):
+                    fetch(server.address + '/file', path)
+                self.assertFalse(os.path.exists(path))
+            broken.clear()
+            fetch(server.address + '/file', path)
+            self.assertEqual(pathlib.Path(path).read_bytes(), body)
+            starts = [int(wanted[6:-1]) for _, wanted in server.asked]
+            self.assertEqual(starts[0], 0)
+            self.assertTrue(3_000_000 < starts[1] < starts[2] < 5_000_000, starts)
+            fetch(server.address + '/file', path)  # it is there
+            self.assertEqual(len(server.asked), 3)
+            os.rename(path, path + '.part')  # killed just before it got its name
+            fetch(server.address + '/file', path)
+            self.assertEqual(pathlib.Path(path).read_bytes(), body)
+            with self.assertRaises(OSError):
+                fetch(server.address + '/none', path + '2')
+            with self.assertRaisesRegex(OSError, 'damaged'):
+                fetch(server.address + '/file', path + '3', '0' * 16)
+        os.rename(path, path + '.part')
+        with Server({'/file': body}, ranges=False) as server, \
+                contextlib.redirect_stdout(io.StringIO()):
+            fetch(server.address + '/file', path)
+        self.assertEqual(pathlib.Path(path).read_bytes(), body)
+
+    def test_web_text(self):
+        """Shards of tokens are downloaded, checked, and learned from; damaged ones get a line."""
+        tokens = torch.arange(3000).remainder(97).to(torch.uint16).numpy()
+        good = np.array([20240520, 1, 3000] + [0] * 253, '<i4').tobytes() + tokens.tobytes()
+        names = [f'/{name}.bin' for name in ('val_000000', 'train_000001', 'train_000002')]
+        pairs = [bytes([i]) for i in range(256)] + [bytes(divmod(i, 256)) for i in range(50000)]
+        small = tiktoken.Encoding('pairs', pat_str='.', special_tokens={'<|endoftext|>': 50256},
+                                  mergeable_ranks={pair: i for i, pair in enumerate(pairs)})
+
+        def learn(bodies, folder):
+            with Server(bodies) as server, mock.patch('tiktoken.get_encoding', return_value=small):
+                edit = lambda source: re.sub(r"hub \+ '/datasets/kjj0/\w+-gpt2/resolve/main/\w+_{}",
+                                             f"'{server.address}/{{}}", source)
+                return self.script('--dataset=fineweb --n_shards=2 --n_embd=8 --max_iters=2 '
+                                   f'--cache_dir={folder}/c --batch_size=4', folder, edit)
+
+        folder = folder_with(None)
+        run = learn(dict.fromkeys(names, good), folder)
+        self.assertIsNone(run.message)
+        self.assertIn('fineweb: 6,000 tokens to learn from, 3,000 to be judged on', run.out)
+        windows = run.names['get_windows'](3)
+        self.assertEqual(windows.shape, (8, 17))
+        self.assertTrue((windows.diff(dim=1).remainder(97) == 1).all())
+        for bad in (good[:-2], b'', bytes(1024) + good[1024:]):
+            failed = learn(dict.fromkeys(names, good) | {names[1]: bad}, folder_with(None))
+            self.assertRegex(failed.message, r'\Ainit_from=.*_000001.bin is no whole shard.*\Z')
+        self.assertIn('404', learn({}, folder_with(None)).message)
+        with mock.patch('tiktoken.get_encoding', return_value=small):
+            own = self.script(f'--dataset={folder}/c/fineweb --n_embd=8 --max_iters=1')
+        self.assertIsNone(own.message)
+        self.assertIn('6,000 tokens to learn from', own.out)
+
+    def test_text(self):
+        """The last tenth of a text is judged on; its bits per byte are those of its bytes."""
+        run = self.script('--eval_tokens=150')
+        names = run.names
+        encoding, val = names['encoding'], names['val_shard'].tolist()
+        text = encoding.decode(names['train_shards'][0].tolist()) + encoding.decode(val)
+        self.assertEqual(text, TEXT)
+        self.assertEqual(len(encoding.decode_bytes(val)), len(TEXT.encode())
+                         - next(i for i in range(int(0.9 * len(TEXT.encode())), 10**6)
+                                if TEXT.encode()[i] >> 6 != 2))
+        saved = checkpoint(run.folder)
+        model = names['GPT'](names['config']).eval()
+        model.load_state_dict(saved['best'])
+        total = 0.0
+        for i in range(0, 150, 16):
+            x, y = val[i:min(i + 16, 150)], val[i + 1:min(i + 17, 151)]
+            loss = F.cross_entropy(model(torch.tensor([x]))[0][0], torch.tensor(y))
+            total += loss.item() * len(y)
+        self.assertAlmostEqual(min(saved['val_losses'])[0], total / 150, 5)
+        bits = total / math.log(2) / len(encoding.decode_bytes(val[1:151]))
+        self.assertIn(f'{bits:.4f} bits per byte', run.out)
+        # larger than a piece: no word is lost between them
+        file = folder_with(None) / 'large.txt'
+        file.write_text('The naïve – cat.\n' * 150000 + 'é' * 600000, encoding='utf-8')
+        middle, size = names['middle'](file)
+        self.assertEqual(''.join([*names['pieces'](file, 0, middle), *names['pieces'](
+            file, middle, size)]), file.read_text(encoding='utf-8'))
+        for bad, message in ((b'', 'dataset=input.txt: '), (b'to be', 'dataset=input.txt: '),
+                             ('Caf\xe9'.encode('latin-1') * 99, 'utf-8')):
+            failed = self.script('', folder_with(bad))
+            self.assertIn(message, failed.message)
+            self.assertNotIn('\n', failed.message)
+
+    def test_processes(self):
+        """Two processes learn the same as one with the same total batch."""
+        settings = f'{SCRIPTS["gpt2.py"]} --total_batch_size=256 --batch_size=8'
+        folder, one = folder_with(TEXT), self.script('--total_batch_size=256 --batch_size=8')
+        (folder / 'gpt2.py').write_text(read('gpt2.py'), encoding='utf-8')
+        two = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                              '--nproc_per_node=2', 'gpt2.py', *settings.split()], cwd=folder,
+                             env=ENV, capture_output=True, encoding='utf-8')
+        self.assertEqual(two.returncode, 0, two.stderr)
+        self.assertIn('1 times 8 windows of 16 on 2 devices', two.stdout)
+        self.assertIn('2 times 8 windows of 16 on 1 devices', one.out)
+        a, b = checkpoint(one.folder), checkpoint(folder)
+        self.assertEqual(len(a['losses']), len(b['losses']))
+        for x, y in zip(a['losses'], b['losses']):
+            self.assertAlmostEqual(x, y, delta=1e-4)
+        for (x, step), (y, _) in zip(a['val_losses'], b['val_losses']):
+            self.assertAlmostEqual(x, y, delta=1e-4)
+
+    def test_memory(self):
+        """Where memory does not suffice, half the windows at once give the same losses."""
+        whole = self.script('--total_batch_size=256 --batch_size=16')
+        def edit(source):
+            return source.replace(
+                '        part = part.to(device)\n', '        part = part.to(device)\n'
+                '        if len(part) > 4 and step > 3: raise torch.OutOfMemoryError\n')
+        halved = self.script('--total_batch_size=256 --batch_size=16', edit=edit)
+        self.assertEqual(re.findall('now it is batch_size=(.*)', halved.out), ['8', '4'])
+        for (_, _, a), (_, _, b) in zip(losses(whole.out), losses(halved.out)):
+            self.assertAlmostEqual(a, b, delta=2e-4)
+        none = self.script(edit=lambda source: source.replace(
+            '        part = part.to(device)\n', '        raise torch.OutOfMemoryError\n'))
+        self.assertIn('out of memory', none.message)
+
+    def test_hellaswag(self):
+        """The chosen endings are those with the least loss, computed one by one."""
+        rows = [{'ctx': f'The {a} is', 'label': i % 4, 'endings': [
+            f'{b} and the {a}' + ' or so' * (i % 3), 'cat.', f'a {b}', 'not seen by the king' * k]}
+            for i, (a, b, k) in enumerate([('cat', 'moon', 1), ('moon', 'fool', 2),
+                                           ('king', 'cat', 1)] * 5)]
+        lines = '\n'.join(map(json.dumps, rows)).encode()
+        with Server({'/h.jsonl': lines}) as server:
+            edit = lambda source: re.sub(r"questions = \('.*'\)",
+                                         f"questions = '{server.address}/h.jsonl'", source)
+            cache = folder_with(None)
+            run = self.script(f'--hellaswag=True --hellaswag_limit=13 --block_size=64 --cache_dir='
+                              f'{cache} --total_batch_size=512', edit=edit)
+            self.assertIsNone(run.message)
+        model, encode = run.names['model'].float(), run.names['encoding'].encode_ordinary
+        right = [0, 0]
+        for row in rows[:13]:
+            scores = []
+            for ending in row['endings']:
+                start, end = encode(row['ctx']), encode(' ' + ending)
+                idx = (start + end)[-65:]
+                loss = F.cross_entropy(model(torch.tensor([idx[:-1]]))[0][0], torch.tensor(idx[1:]),
+                                       reduction='none')[-len(end):]
+                scores.append((loss.sum().item(), loss.sum().item() / len(end)))
+            for k in (0, 1):
+                right[k] += min(range(4), key=lambda i: scores[i][k]) == row['label']
+        self.assertIn(f'{right[0] / 13:.4f} by sum, {right[1] / 13:.4f} by mean', run.out)
+
+    def test_settings(self):
+        """An export is loaded again, with its vocabulary; what does not fit together is told."""
+        first = self.script('--export=out --top_k=1')
+        folder = first.folder
+        before = checkpoint(folder)
+        again = self.script('--init_from=out --max_iters=0 --top_k=1', folder)
+        self.assertEqual(first.out.split(LINE)[1], again.out.split(LINE)[1])
+        for name, t in before['best'].items():
+            self.assertTrue(torch.equal(t, again.names['best'][name]), name)
+        config = json.loads((folder / 'out' / 'config.json').read_text())
+        self.assertEqual((config['n_head'], config['activation_function']), (2, 'gelu_new'))
+        (folder / 'out' / 'tokens.json').unlink()
+        torch.save({'must_fit': {'script': 'gpt.py'}}, folder / 'gpt.pt')
+        (folder / 'bad.pt').write_bytes(b'hello')
+        with mock.patch('tiktoken.get_encoding', side_effect=OSError('offline')):
+            for more, message in (
+                    ('--init_from=out', 'TIKTOKEN_CACHE_DIR'), ('--init_from=no', 'init_from=no'),
+                    ('--init_from=resume --checkpoint=no.pt', 'no.pt'),
+                    ('--init_from=resume --checkpoint=gpt.pt', 'another script'),
+                    ('--init_from=resume --checkpoint=bad.pt', 'init_from=resume'),
+                    ('--init_from=resume --n_layer=3', 'made with n_layer=2'),
+                    ('--dataset=no.txt', 'no.txt'), ('--dataset=out', 'TIKTOKEN_CACHE_DIR')):
+                failed = self.script(more, folder)
+                self.assertIsInstance(failed.message, str, more)
+                self.assertIn(message, failed.message)
+                self.assertNotIn('\n', failed.message)
+        # a character whose bytes are several tokens is shown when it is whole
+        idx = first.names['encoding'].encode_ordinary('☃')
+        self.assertGreater(len(idx), 1)
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown):
+            for token in idx[:-1]:
+                first.names['show'](torch.tensor([[token]]))
+            self.assertEqual(shown.getvalue(), '')
+            first.names['show'](torch.tensor([[idx[-1]]]))
+        self.assertEqual(shown.getvalue(), '☃')
+
+
 class Checkpoint(unittest.TestCase):
     """Stopped anywhere, resumed, and at the end the same to the last bit."""
     def long(self, script):
@@ -980,13 +1379,15 @@ class Checkpoint(unittest.TestCase):
         for script, more, stage, file in (
                 ('modern_gpt.py', '', '', 'modern_gpt.pt'),
                 ('addition_gpt.py', '', '', 'addition_gpt.pt'),
+                ('gpt2.py', ' --dropout=0.1', '', 'gpt2.pt'),
                 ('pretrain_finetune.py', '', 'pretrain', 'pretrained_gpt.pt'),
                 ('pretrain_finetune.py', ' --lora_rank=2', 'finetune', 'finetuned_gpt.pt'),
                 ('pretrain_finetune.py', '', 'scratch', 'scratch_gpt.pt')):
             settings = SCRIPTS[script] + more
             whole = execute(script, settings)
+            again = '--init_from=resume' if script == 'gpt2.py' else '--resume=True'
             for line, stop, at in ((': save()', 'sys.exit("killed")', 8),
-                                   ('losses.append(loss.item())', 'interrupts.append(True)', 5)):
+                                   ('scaler.update()', 'interrupts.append(True)', 5)):
                 with self.subTest(f'{script} {stage} {stop}'):
                     def edit(source):
                         here = f"(globals().get('stage', ''), step) == ('{stage}', {at})"
@@ -994,17 +1395,16 @@ class Checkpoint(unittest.TestCase):
                     stopped = execute(script, settings, edit=edit)
                     self.assertEqual(stopped.message, 'killed' if at == 8 else None)
                     self.assertEqual(losses(stopped.out)[-1][0], at)
-                    after = execute(script, f'{settings} --resume=True', stopped.folder)
+                    after = execute(script, f'{settings} {again}', stopped.folder)
                     self.assertIn(f'resumed from {file} after step {at}\n', after.out)
                     self.same_end(after, whole, file)
-            if stage != 'pretrain': self.only_samples(script, settings, whole.folder)
+            if stage != 'pretrain': self.only_samples(script, f'{settings} {again}', whole.folder)
 
     def only_samples(self, script, settings, folder):
         before = {path: path.read_bytes() for path in folder.glob('*.pt')}
         setting = 'problem' if script == 'addition_gpt.py' else 'prompt'
         for prompt in ('12+9', '0+0') if setting == 'problem' else ('HAMLET:', 'The'):
-            only = execute(script, f'{settings} --resume=True --max_iters=0 --{setting}={prompt}',
-                           folder)
+            only = execute(script, f'{settings} --max_iters=0 --{setting}={prompt}', folder)
             self.assertEqual((only.message, losses(only.out)), (None, []))
             self.assertTrue(only.out.split(LINE)[-1].startswith(prompt))
         self.assertEqual({path: path.read_bytes() for path in folder.glob('*.pt')}, before)
@@ -1111,6 +1511,7 @@ class Repository(unittest.TestCase):
         OWN['modern_gpt.py'] = OWN[''] | {'get_batch', 'make_norm', 'generate', 'step'}
         OWN['addition_gpt.py'] = OWN[''] | {'get_batch', 'generate', 'evaluate'}
         OWN['pretrain_finetune.py'] = OWN[''] | {'get_batch'}
+        OWN['gpt2.py'] = OWN[''] | {'generate', 'evaluate', 'append', 'gradient', 'sampling'}
         blocks = {  # from the first of the two to the second
             'device': ('gpus = ', 'else next('), 'overrides': ('# overrides', '__name__})?'),
             'data': ('source = ', '\ndef get_batch'),
@@ -1123,6 +1524,7 @@ class Repository(unittest.TestCase):
             for name, (first, last) in blocks.items():
                 if found := re.search(rf'^ *{re.escape(first)}.*?{re.escape(last)}', source,
                                       re.M | re.S):  # it may stand in another loop
+                    if name in OWN.get(script, OWN['']): continue
                     shared[name][script] = textwrap.dedent(found[0])
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, ast.FunctionDef) and node.name not in OWN.get(script, OWN['']):
@@ -1159,7 +1561,7 @@ class Repository(unittest.TestCase):
             with self.subTest(script + settings):
                 quick = f'{settings.split("#")[0]} {QUICK[script]}'
                 folder = None
-                if '--resume=True' in settings:  # there has to be something to go on from
+                if 'resume' in settings:  # there has to be something to go on from
                     folder = execute(script, QUICK[script]).folder
                 self.assertIsNone(execute(script, quick, folder).message)
         for quoted in re.findall(r'^```python\n(.*?)^```', readme, re.M | re.S):
