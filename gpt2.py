@@ -153,7 +153,7 @@ def learn_bpe(text, size):
     while len(tokens) < size and pairs:
         best = max(pairs, key=lambda pair: (pairs[pair], pair))
         if pairs[best] < 2: break
-        for i in where.pop(best):  # only these words change
+        for i in where.pop(best):  # only these words change, and only their pairs' counts
             old, word, j = words[i], [], 0
             while j < len(old):
                 found = tuple(old[j:j + 2]) == best
@@ -244,7 +244,7 @@ def get_windows(step):
     sizes = np.array([len(shard) - block_size for shard in train_shards])
     start = generator.integers(sizes.sum(), size=total_batch_size // block_size)
     ends = sizes.cumsum()
-    which = np.searchsorted(ends, start, side='right')
+    which = np.searchsorted(ends, start, side='right')  # in which shard, and where in it
     start -= (ends - sizes)[which]
     windows = np.empty((len(start), block_size + 1), np.int64)
     for i in set(which):
@@ -583,11 +583,14 @@ if __name__ == '__main__':
                               enabled=dtype != 'float32')
     print(f'device {device}: PyTorch finds {gpus} here; {dtype}: {why}')
 
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + rank)  # so that each has dropout of its own; all get rank 0's weights
     tokens, saved, ready = None, None, dataset in shards or os.path.isdir(dataset)
     try:
-        if dataset == 'input.txt' and not os.path.exists(dataset):
-            fetch(source, os.path.abspath(dataset), '86c4e6aa9db7c042')
+        if dataset == 'input.txt' and max_iters and not os.path.exists(dataset):
+            try: fetch(source, os.path.abspath(dataset), '86c4e6aa9db7c042')
+            except OSError as error:
+                sys.exit(f'{source}: {error}; put a text of your own, in UTF-8, into input.txt in '
+                         'this folder')
         if init_from == 'resume':
             saved = torch.load(checkpoint, map_location=device, weights_only=True)
             if saved['must_fit']['script'] != 'gpt2.py': raise ValueError('it is another script\'s')
@@ -599,7 +602,7 @@ if __name__ == '__main__':
                     raise ValueError(f'{checkpoint} was made with {name}={made}')
         elif init_from == 'scratch':
             if not ready:  # a vocabulary made for this text, from its first megabytes
-                text = ''.join(pieces(dataset, 0, min(10**7, middle(dataset)[0])))
+                text = ''.join(pieces(dataset, 0, min(4_000_000, middle(dataset)[0])))
                 tokens = [t.decode('latin-1') for t in learn_bpe(text, vocab_size - 1)]
             config = GPTConfig(block_size, len(tokens) + 1 if tokens else 50257, n_layer, n_head,
                                n_embd, dropout)

@@ -3,8 +3,9 @@
     python test_smoke.py                           all of it: no network, no GPU, under two minutes
     python test_smoke.py EveryScript.test_learns   one test
 """
-import ast, collections, contextlib, hashlib, http.server, io, json, math, os, pathlib, re
-import shlex, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, types, unittest
+import ast, collections, contextlib, functools, hashlib, http.server, io, json, math, os, pathlib
+import re, shlex, shutil, signal, subprocess, sys, tempfile, textwrap, threading, time, types
+import unittest
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 import numpy as np, tiktoken, torch, torch.nn as nn, torch.nn.functional as F
@@ -151,13 +152,19 @@ class EveryScript(unittest.TestCase):
         self.assertNotIn('\n', run.message)
         self.assertIn(message, run.message)
 
+    @staticmethod
+    @functools.cache
+    def from_shell():
+        """{script: a run of it as its own process}, for all tests that look at one."""
+        return dict(zip(SCRIPTS, together(*((run, *item) for item in SCRIPTS.items()))))
+
     def test_learns(self):
         """Alone beside a text: the loss starts near ln(vocabulary) and falls, twice the same."""
         for script, settings in self.each():
-            often, wrong = together((run, script, settings + ' --eval_interval=1'),
-                                    (run, script, '--sed=5'))
-            again, other = (execute(script, settings + more) for more in ('', ' --seed=5'))
-            self.assertEqual((often.code, often.err), (0, ''))
+            once = self.from_shell()[script]
+            often, other = (execute(script, settings + more)
+                            for more in (' --eval_interval=1', ' --seed=5'))
+            self.assertEqual((once.code, once.err), (0, ''))
             printed = losses(often.out)
             curve = printed[-12:]  # from scratch, which may come after other stages
             self.assertEqual([step for step, *_ in curve], [*range(1, 13)])
@@ -166,10 +173,8 @@ class EveryScript(unittest.TestCase):
             self.assertAlmostEqual(curve[0][1], math.log(count), delta=0.35)
             self.assertLess(curve[-1][2], curve[0][2] - 0.1)
             # evaluating more often changes nothing; another seed does
-            self.assertEqual([line for line in printed if line[0] % 4 == 0], losses(again.out))
-            self.assertNotEqual(losses(again.out), losses(other.out))
-            self.assertEqual(wrong.code, 1)
-            self.assertRegex(wrong.err, r'\A--sed=5: do you mean --seed=1337 \(int\)\?\n\Z')
+            self.assertEqual([line for line in printed if line[0] % 4 == 0], losses(once.out))
+            self.assertNotEqual(losses(once.out), losses(other.out))
             if script in TEXTUAL:
                 sample = often.out.split(LINE)[-1]
                 self.assertEqual(len(sample), 41)
@@ -190,12 +195,15 @@ class EveryScript(unittest.TestCase):
     def test_notebook(self):
         """Pasted one after the other into one kernel: the same output as from the shell."""
         namespace = {}
-        shell = dict(zip(SCRIPTS, together(*((run, *item) for item in SCRIPTS.items()))))
         for script, settings in [*self.each(), *self.each()]:
             pasted = cell(script, settings, namespace, folder_with(TEXT))
-            self.assertEqual(without_seconds(pasted.out), without_seconds(shell[script].out))
+            shell = self.from_shell()[script]
+            self.assertEqual(without_seconds(pasted.out), without_seconds(shell.out))
 
     def test_bad_settings(self):
+        wrong = run('bigram.py', '--sed=5')
+        self.assertEqual((wrong.code, wrong.out), (1, ''))
+        self.assertRegex(wrong.err, r'\A--sed=5: do you mean --seed=1337 \(int\)\?\n\Z')
         for script, settings in self.each():
             wrong = {'--max_itres=5': 'mean --max_iters=', '--max_iters=many': '(int)',
                      '--max_iters=1.5': '(int)', '--max_iters': '(int)', 'max_iters=1': 'mean --',
@@ -273,7 +281,7 @@ class EveryScript(unittest.TestCase):
             return execute(script, settings, folder_with(None), edit)
 
         port = server.server_port
-        for script, settings in self.each(TEXTUAL):
+        for script, settings in self.each([*TEXTUAL, 'gpt2.py']):
             whole = fetch(script, settings, f'{port}/good')
             self.assertIsNone(whole.message)
             self.assertEqual((whole.folder / 'input.txt').read_bytes(), good)
@@ -281,7 +289,9 @@ class EveryScript(unittest.TestCase):
                 failed = fetch(script, settings, address)
                 self.one_line(failed, address)
                 self.one_line(failed, 'into input.txt in this folder')
-                self.assertEqual(list(failed.folder.iterdir()), [])
+                if script != 'gpt2.py':  # which goes on from what came
+                    self.assertEqual(list(failed.folder.iterdir()), [])
+                self.assertFalse((failed.folder / 'input.txt').exists())
         server.shutdown()
         server.server_close()
 
@@ -948,7 +958,9 @@ class Server:
                 body, wanted = bodies.get(self.path), self.headers['Range']
                 first, _, last = (wanted or 'bytes=0-')[6:].partition('-')
                 ranged = ranges and wanted is not None
-                self.send_response(404 if body is None else 206 if ranged else 200)
+                beyond = ranged and body and int(first) >= len(body)
+                self.send_response(404 if body is None else 416 if beyond else 206 if ranged
+                                   else 200)
                 part = (body or b'')[int(first):int(last) + 1 if last else None] if ranged else body
                 self.send_header('Content-Length', len(part or b''))
                 self.end_headers()  # a connection that breaks sends less than that
@@ -1046,6 +1058,13 @@ class Gpt2(unittest.TestCase):
         stop = text[0, 9].item()
         ended = model.generate(idx[:1], 30, top_k=1, stop=stop)
         self.assertEqual(ended[0].tolist(), text[0, :text[0].tolist().index(stop, 5) + 1].tolist())
+        torch.manual_seed(3)
+        text = model.generate(idx, 30)
+        torch.manual_seed(3)
+        stop = text[0, 9].item()  # the other rows go on
+        for row, whole in zip(model.generate(idx, 30, stop=stop).tolist(), text.tolist()):
+            known = whole.index(stop, 5) + 1 if stop in whole[5:] else 35
+            self.assertEqual(row, (whole[:known] + [stop] * 35)[:len(row)])
 
     def test_files(self):
         """Weights come back as they were, in all kinds of numbers; a wrong file is named."""
@@ -1118,6 +1137,7 @@ class Gpt2(unittest.TestCase):
                     i += 1
             tokens.append(tokens[best[0]] + tokens[best[1]])
         self.assertEqual(self.names['learn_bpe'](text, 300), tokens)
+        self.assertEqual(self.names['learn_bpe']('ab cd', 300), tokens[:256])  # nothing repeats
         encoding = self.names['vocabulary'](tokens)
         self.assertEqual(encoding.n_vocab, 301)
         ids = encoding.encode_ordinary(text)
@@ -1184,6 +1204,7 @@ class Gpt2(unittest.TestCase):
         windows = run.names['get_windows'](3)
         self.assertEqual(windows.shape, (8, 17))
         self.assertTrue((windows.diff(dim=1).remainder(97) == 1).all())
+        self.assertFalse(torch.equal(windows, run.names['get_windows'](4)))
         for bad in (good[:-2], b'', bytes(1024) + good[1024:]):
             failed = learn(dict.fromkeys(names, good) | {names[1]: bad}, folder_with(None))
             self.assertRegex(failed.message, r'\Ainit_from=.*_000001.bin is no whole shard.*\Z')
@@ -1218,8 +1239,16 @@ class Gpt2(unittest.TestCase):
         file = folder_with(None) / 'large.txt'
         file.write_text('The naïve – cat.\n' * 150000 + 'é' * 600000, encoding='utf-8')
         middle, size = names['middle'](file)
+        self.assertEqual({piece[-1] for piece in names['pieces'](file, 0, 2_500_000)},
+                         {'\n'})
         self.assertEqual(''.join([*names['pieces'](file, 0, middle), *names['pieces'](
             file, middle, size)]), file.read_text(encoding='utf-8'))
+        for count in range(10, 20):
+            file.write_text('☃' * count, encoding='utf-8')
+            file.read_bytes()[names['middle'](file)[0]:].decode()
+        end = encoding.eot_token
+        names['val_shard'] = np.array([9, end, 9, 9, end])  # which is no byte of the text
+        self.assertAlmostEqual(names['bits_per_byte'](1.0), 4 / math.log(2) / 2)
         for bad, message in ((b'', 'dataset=input.txt: '), (b'to be', 'dataset=input.txt: '),
                              ('Caf\xe9'.encode('latin-1') * 99, 'utf-8')):
             failed = self.script('', folder_with(bad))
@@ -1255,16 +1284,22 @@ class Gpt2(unittest.TestCase):
         self.assertEqual(re.findall('now it is batch_size=(.*)', halved.out), ['8', '4'])
         for (_, _, a), (_, _, b) in zip(losses(whole.out), losses(halved.out)):
             self.assertAlmostEqual(a, b, delta=2e-4)
+        names, seen = whole.names, []  # and each process takes its share of the windows
+        windows = names['get_windows'](1)
+        names.update(rank=1, world=2, over_ranks=lambda number: number, train_model=lambda x, y: (
+            seen.append(x), torch.zeros((), requires_grad=True)))
+        names['accumulate'](windows)
+        self.assertTrue(torch.equal(torch.cat(seen), windows[1::2, :-1]))
         none = self.script(edit=lambda source: source.replace(
             '        part = part.to(device)\n', '        raise torch.OutOfMemoryError\n'))
         self.assertIn('out of memory', none.message)
 
     def test_hellaswag(self):
         """The chosen endings are those with the least loss, computed one by one."""
-        rows = [{'ctx': f'The {a} is', 'label': i % 4, 'endings': [
-            f'{b} and the {a}' + ' or so' * (i % 3), 'cat.', f'a {b}', 'not seen by the king' * k]}
-            for i, (a, b, k) in enumerate([('cat', 'moon', 1), ('moon', 'fool', 2),
-                                           ('king', 'cat', 1)] * 5)]
+        rows = [{'ctx': f'☃ {a} ☃ is', 'label': 1 if i % 2 else i % 4, 'endings': [
+            f'{b} and the {a} sees the {b}', '☃', f'the {a} sees' * (i % 3 + 1),
+            'not seen by the king and fool']}
+            for i, (a, b) in enumerate([('cat', 'moon'), ('moon', 'fool'), ('king', 'cat')] * 5)]
         lines = '\n'.join(map(json.dumps, rows)).encode()
         with Server({'/h.jsonl': lines}) as server:
             edit = lambda source: re.sub(r"questions = '.*'",
@@ -1285,6 +1320,7 @@ class Gpt2(unittest.TestCase):
                 scores.append((loss.sum().item(), loss.sum().item() / len(end)))
             for k in (0, 1):
                 right[k] += min(range(4), key=lambda i: scores[i][k]) == row['label']
+        self.assertNotEqual(*right)
         self.assertIn(f'{right[0] / 13:.4f} by sum, {right[1] / 13:.4f} by mean', run.out)
 
     def test_settings(self):
