@@ -110,20 +110,20 @@ def fetch(address, path, digest=''):
     from; only one of the right size (and SHA-256, if given) gets its name. Raises OSError."""
     if os.path.exists(path): return path
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + '.part', 'ab') as file:
-        have = max(0, file.tell() - 1)  # one byte again: to ask for none would be an error
-        request = urllib.request.Request(address, headers={'Range': f'bytes={have}-'})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            if response.status != 206: have = 0  # this server only sends all of it
-            file.truncate(have)
-            size, shown = have + (response.length or 0), 0
-            while piece := response.read(2**20):
-                have += file.write(piece)
-                if time.time() > shown + 0.5 and sys.stdout.isatty():
-                    shown = time.time()
-                    print(f'\r{path}: {have / 1e6:.0f} of {size / 1e6:.0f} MB', end='', flush=True)
-    if have < size: raise OSError(f'{have:,} of {size:,} bytes came; run it again to go on')
     part = pathlib.Path(path + '.part')
+    # of what is there one byte again: to ask for none would be an error
+    have = max(0, part.stat().st_size - 1) if part.exists() else 0
+    request = urllib.request.Request(address, headers={'Range': f'bytes={have}-'})
+    with urllib.request.urlopen(request, timeout=30) as response, open(part, 'ab') as file:
+        if response.status != 206: have = 0  # this server only sends all of it
+        file.truncate(have)
+        size, shown = have + (response.length or 0), 0
+        while piece := response.read(2**20):
+            have += file.write(piece)
+            if time.time() > shown + 0.5 and sys.stdout.isatty():
+                shown = time.time()
+                print(f'\r{path}: {have / 1e6:.0f} of {size / 1e6:.0f} MB', end='', flush=True)
+    if have < size: raise OSError(f'{have:,} of {size:,} bytes came; run it again to go on')
     if digest and hashlib.sha256(part.read_bytes()).hexdigest()[:16] != digest:
         part.unlink()
         raise OSError(f'{address} is damaged')
