@@ -114,7 +114,9 @@ def fetch(address, path, digest=''):
     # of what is there one byte again: to ask for none would be an error
     have = max(0, part.stat().st_size - 1) if part.exists() else 0
     request = urllib.request.Request(address, headers={'Range': f'bytes={have}-'})
-    with urllib.request.urlopen(request, timeout=30) as response, open(part, 'ab') as file:
+    try: response = urllib.request.urlopen(request, timeout=30)
+    except OSError as error: raise OSError(f'{address}: {error}') from None
+    with response, open(part, 'ab') as file:
         if response.status != 206: have = 0  # this server only sends all of it
         file.truncate(have)
         size, shown = have + (response.length or 0), 0
@@ -123,7 +125,8 @@ def fetch(address, path, digest=''):
             if time.time() > shown + 0.5 and sys.stdout.isatty():
                 shown = time.time()
                 print(f'\r{path}: {have / 1e6:.0f} of {size / 1e6:.0f} MB', end='', flush=True)
-    if have < size: raise OSError(f'{have:,} of {size:,} bytes came; run it again to go on')
+    if have < size:
+        raise OSError(f'{address}: {have:,} of {size:,} bytes came; run it again to go on')
     if digest and hashlib.sha256(part.read_bytes()).hexdigest()[:16] != digest:
         part.unlink()
         raise OSError(f'{address} is damaged')
@@ -589,8 +592,7 @@ if __name__ == '__main__':
         if dataset == 'input.txt' and max_iters and not os.path.exists(dataset):
             try: fetch(source, os.path.abspath(dataset), '86c4e6aa9db7c042')
             except OSError as error:
-                sys.exit(f'{source}: {error}; put a text of your own, in UTF-8, into input.txt in '
-                         'this folder')
+                sys.exit(f'{error}; put a text of your own, in UTF-8, into input.txt in this folder')
         if init_from == 'resume':
             saved = torch.load(checkpoint, map_location=device, weights_only=True)
             if saved['must_fit']['script'] != 'gpt2.py': raise ValueError('it is another script\'s')
@@ -721,7 +723,7 @@ if __name__ == '__main__':
     if hellaswag:
         try: scores = score_hellaswag()
         except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-            sys.exit(f'hellaswag: {questions}: {error}')
+            sys.exit(f'hellaswag: {error}')
         print(f'HellaSwag: {scores[0]:.4f} by sum, {scores[1]:.4f} by mean (chance 0.25; GPT-2 '
               'with 124M parameters 0.2859 and 0.2955, XL 0.3842 and 0.4893)')
     if export and rank == 0:
