@@ -596,7 +596,7 @@ if __name__ == '__main__':
                          'folder')
         if init_from == 'resume':
             saved = torch.load(checkpoint, map_location=device, weights_only=True)
-            if saved['must_fit']['script'] != 'gpt2.py': raise ValueError('it is another script\'s')
+            if saved['must_fit']['script'] != 'gpt2.py': raise ValueError("it is another script's")
             config, tokens = GPTConfig(**saved['must_fit']['config']), saved['must_fit']['tokens']
             model = GPT(config)
             for name in ('n_layer', 'n_head', 'n_embd'):
@@ -626,7 +626,7 @@ if __name__ == '__main__':
             if min(map(len, [val_shard, *train_shards])) < block_size + 2:
                 raise ValueError(f'{dataset} is too short')
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, http.client.HTTPException,
-            pickle.UnpicklingError) as error:  # a damaged file fails in many ways
+            pickle.UnpicklingError, EOFError) as error:  # a damaged file fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0]
         sys.exit(f'init_from={init_from}, dataset={dataset}: {reason}')
     model.to(device)

@@ -1337,12 +1337,14 @@ class Gpt2(unittest.TestCase):
         (folder / 'out' / 'tokens.json').unlink()
         torch.save({'must_fit': {'script': 'gpt.py'}}, folder / 'gpt.pt')
         (folder / 'bad.pt').write_bytes(b'hello')
+        (folder / 'empty.pt').write_bytes(b'')
         with mock.patch('tiktoken.get_encoding', side_effect=OSError('offline')):
             for more, message in (
                     ('--init_from=out', 'TIKTOKEN_CACHE_DIR'), ('--init_from=no', 'init_from=no'),
                     ('--init_from=resume --checkpoint=no.pt', 'no.pt'),
                     ('--init_from=resume --checkpoint=gpt.pt', 'another script'),
                     ('--init_from=resume --checkpoint=bad.pt', 'init_from=resume'),
+                    ('--init_from=resume --checkpoint=empty.pt', 'init_from=resume'),
                     ('--init_from=resume --n_layer=3', 'made with n_layer=2'),
                     ('--dataset=no.txt', 'no.txt'), ('--dataset=out', 'TIKTOKEN_CACHE_DIR')):
                 failed = self.script(more, folder)
