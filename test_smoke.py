@@ -140,6 +140,42 @@ def cell(script, settings, namespace, folder):
     return execute(script, '', folder, edit, namespace, argv)
 
 
+class Server:
+    """Files on loopback that answer Range requests, as a context: its address."""
+
+    def __init__(self, bodies, broken=(), ranges=True):
+        self.asked = asked = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append((self.path, self.headers['Range']))
+                body, wanted = bodies.get(self.path), self.headers['Range']
+                first, _, last = (wanted or 'bytes=0-')[6:].partition('-')
+                ranged = ranges and wanted is not None
+                beyond = ranged and body and int(first) >= len(body)
+                self.send_response(404 if body is None else 416 if beyond else 206 if ranged
+                                   else 200)
+                part = (body or b'')[int(first):int(last) + 1 if last else None] if ranged else body
+                self.send_header('Content-Length', len(part or b''))
+                self.end_headers()  # a connection that breaks sends less than that
+                sent = len(part or b'') * 2 // 3 if self.path in broken else None
+                self.wfile.write((part or b'')[:sent])
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+
+    def __enter__(self):
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.address = f'http://127.0.0.1:{self.server.server_port}'
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
 class EveryScript(unittest.TestCase):
     def each(self, scripts=SCRIPTS):
         for script in scripts:
@@ -258,20 +294,7 @@ class EveryScript(unittest.TestCase):
         """No input.txt: it is fetched whole, or not at all, and a line says what to do."""
         good = TEXT.encode()
         digest = hashlib.sha256(good).hexdigest()[:16]
-        bodies = {'/good': good, '/damaged': good[:-1] + b'?', '/short': good[:-100]}
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response(200 if self.path in bodies else 404)
-                self.send_header('Content-Length', len(good))
-                self.end_headers()
-                self.wfile.write(bodies.get(self.path, b''))
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        bodies = {'/good': good, '/damaged': good[:-1] + b'?', '/short': good}
 
         def fetch(script, settings, address):
             def edit(source):
@@ -280,20 +303,19 @@ class EveryScript(unittest.TestCase):
                 return re.sub(r"'https://raw[^']+'", f"'http://127.0.0.1:{address}'", source)
             return execute(script, settings, folder_with(None), edit)
 
-        port = server.server_port
-        for script, settings in self.each([*TEXTUAL, 'gpt2.py']):
-            whole = fetch(script, settings, f'{port}/good')
-            self.assertIsNone(whole.message)
-            self.assertEqual((whole.folder / 'input.txt').read_bytes(), good)
-            for address in f'{port}/damaged', f'{port}/short', f'{port}/missing', '1/refused':
-                failed = fetch(script, settings, address)
-                self.one_line(failed, address)
-                self.one_line(failed, 'into input.txt in this folder')
-                if script != 'gpt2.py' or 'short' not in address:  # it keeps what came
-                    self.assertEqual(list(failed.folder.iterdir()), [])
-                self.assertFalse((failed.folder / 'input.txt').exists())
-        server.shutdown()
-        server.server_close()
+        with Server(bodies, {'/short'}) as server:
+            port = server.address[len('http://127.0.0.1:'):]
+            for script, settings in self.each([*TEXTUAL, 'gpt2.py']):
+                whole = fetch(script, settings, f'{port}/good')
+                self.assertIsNone(whole.message)
+                self.assertEqual((whole.folder / 'input.txt').read_bytes(), good)
+                for address in f'{port}/damaged', f'{port}/short', f'{port}/missing', '1/refused':
+                    failed = fetch(script, settings, address)
+                    self.one_line(failed, address)
+                    self.one_line(failed, 'into input.txt in this folder')
+                    if script != 'gpt2.py' or 'short' not in address:  # it keeps what came
+                        self.assertEqual(list(failed.folder.iterdir()), [])
+                    self.assertFalse((failed.folder / 'input.txt').exists())
 
 
 class Model(unittest.TestCase):
@@ -772,7 +794,7 @@ class Pretraining(unittest.TestCase):
     def test_shard(self):
         """A made shard of FineWeb becomes its text, once; a damaged one gets a line."""
         text = 'The king sees – naïve – cats.\n' * 40000
-        tokens, asked = [50256, *text.encode()], []  # of a vocabulary of bytes
+        tokens = [50256, *text.encode()]  # of a vocabulary of bytes
 
         def shard(magic, tokens, count):
             header = torch.tensor([magic, 1, count, *[0] * 253], dtype=torch.int32)
@@ -784,23 +806,7 @@ class Pretraining(unittest.TestCase):
                   '/tokens.bin': shard(20240520, [*tokens[:500], 60000], 501),
                   '/good.txt': text.encode(), '/latin.txt': 'Caf\xe9'.encode('latin-1') * 99}
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append(self.headers['Range'])
-                body = bodies.get(self.path.replace('broken', 'good'))
-                last = int(asked[-1].removeprefix('bytes=0-'))
-                self.send_response(404 if body is None else 206)
-                part = (body or b'')[:last + 1]
-                self.send_header('Content-Length', len(part))
-                self.end_headers()  # a broken connection sends less than that
-                self.wfile.write(part[:70000] if 'broken' in self.path else part)
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        base = f'http://127.0.0.1:{server.server_port}'
+        bodies |= {'/broken.bin': whole, '/broken.txt': text.encode()}
         ranks = {bytes([i]): i for i in range(256)}
         vocabulary = tiktoken.Encoding('bytes', pat_str='.', mergeable_ranks=ranks,
                                        special_tokens={'<|endoftext|>': 50256})
@@ -812,30 +818,30 @@ class Pretraining(unittest.TestCase):
                 return self.pretrain('--max_iters=1 --pretrain_max_iters=1 --megabytes=1 '
                                      f'--compare=False --corpus={corpus}', folder, edit)
 
-        good = folder_with(TEXT)
-        for _ in range(2):  # the second time the file is there
-            self.assertIsNone(fetch(base + '/good.bin', good).message)
-        self.assertEqual(asked, ['bytes=0-501023'])
-        kept = (good / 'fineweb-1MB.txt').read_text(encoding='utf-8')
-        self.assertEqual(kept, '\n\n' + text.encode()[:249999].decode(errors='ignore'))
-        for path, message in (('/cut.bin', 'bytes are missing'), ('/broken.bin', 'are missing'),
-                              ('/magic.bin', 'no shard'), ('/minus.bin', 'no shard'),
-                              ('/empty.bin', 'no shard'), ('/tokens.bin', 'GPT-2 has not')):
-            folder = folder_with(TEXT)
-            failed = fetch(base + path, folder)
-            self.assertRegex(failed.message, rf'\Acorpus=fineweb: .*{message}.*\Z')
-            self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
-        book = folder_with(TEXT)
-        self.assertIsNone(fetch('', book, base + '/good.txt').message)
-        kept = next(book.glob('corpus-*.txt')).read_bytes().decode()
-        self.assertEqual(kept, text.encode()[:10**6].decode(errors='ignore'))
-        for path, message in (('/broken.txt', 'bytes are missing'), ('/latin.txt', 'utf-8'),
-                              ('/none.txt', '404')):
-            folder = folder_with(TEXT)
-            self.assertIn(message, fetch('', folder, base + path).message)
-            self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
-        server.shutdown()
-        server.server_close()
+        with Server(bodies, {'/broken.bin', '/broken.txt'}) as server:
+            base = server.address
+            good = folder_with(TEXT)
+            for _ in range(2):  # the second time the file is there
+                self.assertIsNone(fetch(base + '/good.bin', good).message)
+            self.assertEqual(server.asked, [('/good.bin', 'bytes=0-501023')])
+            kept = (good / 'fineweb-1MB.txt').read_text(encoding='utf-8')
+            self.assertEqual(kept, '\n\n' + text.encode()[:249999].decode(errors='ignore'))
+            for path, message in (('/cut.bin', 'bytes are missing'), ('/broken.bin', 'are missing'),
+                                  ('/magic.bin', 'no shard'), ('/minus.bin', 'no shard'),
+                                  ('/empty.bin', 'no shard'), ('/tokens.bin', 'GPT-2 has not')):
+                folder = folder_with(TEXT)
+                failed = fetch(base + path, folder)
+                self.assertRegex(failed.message, rf'\Acorpus=fineweb: .*{message}.*\Z')
+                self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
+            book = folder_with(TEXT)
+            self.assertIsNone(fetch('', book, base + '/good.txt').message)
+            kept = next(book.glob('corpus-*.txt')).read_bytes().decode()
+            self.assertEqual(kept, text.encode()[:10**6].decode(errors='ignore'))
+            for path, message in (('/broken.txt', 'bytes are missing'), ('/latin.txt', 'utf-8'),
+                                  ('/none.txt', '404')):
+                folder = folder_with(TEXT)
+                self.assertIn(message, fetch('', folder, base + path).message)
+                self.assertEqual([file.name for file in folder.iterdir()], ['input.txt'])
         for error in None, OSError('no vocabulary'):  # and nobody answers at that address now
             folder = folder_with(TEXT)
             (folder / 'docstrings.txt').write_text(text, encoding='utf-8')
@@ -944,42 +950,6 @@ class Pretraining(unittest.TestCase):
         self.assertEqual(sum(s['exp_avg'].numel() for s in state), few)
         memory = sum(t.nbytes for s in state for t in s.values()) / 2**20
         self.assertAlmostEqual(rows['finetune'][5], memory, delta=0.006)
-
-
-class Server:
-    """Files on loopback that answer Range requests, as a context: its address."""
-
-    def __init__(self, bodies, broken=(), ranges=True):
-        self.asked = asked = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append((self.path, self.headers['Range']))
-                body, wanted = bodies.get(self.path), self.headers['Range']
-                first, _, last = (wanted or 'bytes=0-')[6:].partition('-')
-                ranged = ranges and wanted is not None
-                beyond = ranged and body and int(first) >= len(body)
-                self.send_response(404 if body is None else 416 if beyond else 206 if ranged
-                                   else 200)
-                part = (body or b'')[int(first):int(last) + 1 if last else None] if ranged else body
-                self.send_header('Content-Length', len(part or b''))
-                self.end_headers()  # a connection that breaks sends less than that
-                sent = len(part or b'') * 2 // 3 if self.path in broken else None
-                self.wfile.write((part or b'')[:sent])
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.address = f'http://127.0.0.1:{self.server.server_port}'
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 class Gpt2(unittest.TestCase):
