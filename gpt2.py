@@ -20,8 +20,8 @@ What it has and gpt.py has not: tokens of several bytes (BPE), learned or GPT-2'
 safetensors format, read and written; biases, the tanh GELU; shards of ready tokens; gradients
 summed over micro-batches and processes; bits per byte, HellaSwag; a key/value cache.
 """
-import codecs, collections, dataclasses, difflib, hashlib, http.client, json, math, os, pathlib
-import pickle, re, signal, struct, sys, time, timeit, urllib.request
+import codecs, collections, dataclasses, difflib, hashlib, heapq, http.client, json, math, os
+import pathlib, pickle, re, signal, struct, sys, time, timeit, urllib.request
 import numpy as np, tiktoken, torch, torch.distributed as dist, torch.nn as nn
 import torch.nn.functional as F
 
@@ -153,8 +153,12 @@ def learn_bpe(text, size):
         for pair in zip(word, word[1:]):
             pairs[pair] += counts[i]
             where[pair].add(i)
-    while len(tokens) < size and pairs:
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+    heap = [(-count, -a, -b) for (a, b), count in pairs.items()]  # the most frequent comes first
+    heapq.heapify(heap)
+    while len(tokens) < size and heap:
+        count, a, b = heapq.heappop(heap)
+        best, changed = (-a, -b), set()
+        if pairs[best] != -count: continue  # it has changed since, and stands there once more
         if pairs[best] < 2: break
         for i in where.pop(best):  # only these words change, and only their pairs' counts
             old, word, j = words[i], [], 0
@@ -166,8 +170,9 @@ def learn_bpe(text, size):
             for pair in zip(word, word[1:]):
                 pairs[pair] += counts[i]
                 where[pair].add(i)
+            changed |= {*zip(old, old[1:]), *zip(word, word[1:])}
             words[i] = word
-        del pairs[best]
+        for a, b in changed: heapq.heappush(heap, (-pairs[a, b], -a, -b))
         tokens.append(tokens[best[0]] + tokens[best[1]])
     return tokens
 
@@ -605,7 +610,7 @@ if __name__ == '__main__':
                     raise ValueError(f'{checkpoint} was made with {name}={made}')
         elif init_from == 'scratch':
             if not ready:  # a vocabulary made for this text, from its first megabytes
-                text = ''.join(pieces(dataset, 0, min(4_000_000, middle(dataset)[0])))
+                text = ''.join(pieces(dataset, 0, min(10_000_000, middle(dataset)[0])))
                 tokens = [t.decode('latin-1') for t in learn_bpe(text, vocab_size - 1)]
             config = GPTConfig(block_size, len(tokens) + 1 if tokens else 50257, n_layer, n_head,
                                n_embd, dropout)
@@ -738,6 +743,7 @@ if __name__ == '__main__':
 # ---------------------------------------------------------------- sampling
 if __name__ == '__main__' and rank == 0:
     signal.signal(signal.SIGINT, lambda *_: sys.exit())  # all is saved: Ctrl-C just ends the sample
+    torch.backends.cuda.enable_flash_sdp(True)
     # one token at a time: what takes the time is reading all weights, and half the bytes are read
     # sooner. On a CPU the type that is best for matrices need not be the best for one row
     if device == 'cpu' and why != 'as set':
