@@ -86,6 +86,7 @@ if lora_rank < 0: sys.exit(f'lora_rank={lora_rank}: it must be at least 0')
 if dtype not in (choices := ('auto', 'float32', 'bfloat16', 'float16')):
     sys.exit(f'dtype={dtype}: not one of {choices}')
 if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
+# what each stage trains with: pretrain_learning_rate, say, or else learning_rate
 stages = {stage: {name: globals().get(f'{stage}_{name}', globals()[name]) for name in (
     'max_iters', 'learning_rate', 'dropout', 'eval_interval', 'checkpoint')}
     for stage in ('pretrain', 'finetune', 'scratch')[:3 if compare else 2]}
