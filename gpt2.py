@@ -57,7 +57,7 @@ cache_dir = '~/.cache/gpt2.py'  # where is kept what was downloaded or tokenized
 export = ''  # a folder, for the weights in the format that the transformers library loads
 hellaswag = False  # is the model scored on HellaSwag at the end?
 hellaswag_limit = 10042  # on how many of its questions?
-prompt = ''  # what does the sample go on from? '': the end of another text
+prompt = ''  # what does the sample go on from? '': a line break; for GPT-2 <|endoftext|>
 temperature = 0.8  # how daring is the sample? Below 1 it prefers the likely
 top_k = 0  # from how many of the likeliest tokens is each one drawn? 0: from all
 top_p = 0.95  # from the likeliest tokens that together have which chance?
@@ -375,7 +375,7 @@ class GPT(nn.Module):
         cache, done = Cache(self.config, len(idx), self.wte.weight), torch.zeros_like(idx[:, :1])
         for _ in range(max_new_tokens):
             if cache.length + x.shape[1] > size:  # full: read the last half of the window again
-                cache.length, x = 0, idx[:, -(size + 1) // 2:]
+                cache.length, x = 0, idx[:, -((size + 1) // 2):]
             logits = self.lm_head(self.hidden(x, cache)[:, -1]).float() / temperature  # (B, vocab)
             if top_k > 0:  # the rest becomes impossible
                 logits[logits < logits.topk(min(top_k, logits.shape[1])).values[:, -1:]] = -math.inf
@@ -466,12 +466,13 @@ def read_safetensors(path):
             continue
         begin, end = (8 + length + offset for offset in info['data_offsets'])
         if end > size: raise ValueError(f'{path} is {end - size:,} bytes too short')
+        if info['dtype'] not in kinds: raise ValueError(f"{name} is of type {info['dtype']}")
         raw = lambda b=begin, e=end: np.memmap(path, np.uint8, 'c', b, (e - b,))
         yield name, torch.Size(info['shape']), lambda raw=raw, info=info: torch.frombuffer(
             raw(), dtype=kinds[info['dtype']]).view(info['shape'])
 
 # ---------------------------------------------------------------- training
-# what GPUs can do at most, in operations per second in bfloat16 (T4, V100: float16), dense
+# operations per second by the data sheets, dense, in bfloat16 (T4 and V100: float16; H100 as SXM)
 PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'T4': 65e12, 'V100': 125e12}
 
 def over_ranks(number):
@@ -720,7 +721,7 @@ if __name__ == '__main__':
               f'{torch.tensor(best_loss).exp():.2f}, {bits_per_byte(best_loss):.4f} bits per byte, '
               f'{seconds:.1f} s, {speed:,.0f} tokens/s')
         if peak := next((peak for gpu, peak in PEAKS.items() if device.startswith('cuda')
-                         and gpu in torch.cuda.get_device_name(device)), None):
+                         and re.search(rf'\b{gpu}\b', torch.cuda.get_device_name(device))), None):
             # 6 operations for each parameter, and attention's (Chowdhery et al. 2022, appendix B)
             work = 6 * parameters + 12 * config.n_layer * config.n_embd * block_size
             print(f'{speed / world * work / peak:.1%} of what the GPU could do (MFU)')
@@ -748,6 +749,7 @@ if __name__ == '__main__' and rank == 0:
     # sooner. On a CPU the type that is best for matrices need not be the best for one row
     if device == 'cpu' and why != 'as set':
         dtype = min(('float32', 'bfloat16', 'float16'), key=row_milliseconds)
+        print(f'writing in {dtype}, in which one row times a matrix is the fastest here')
     model.to(getattr(torch, dtype))
     end = encoding.eot_token
     idx = torch.tensor([encoding.encode_ordinary(prompt or '\n' * bool(tokens)) or [end]])

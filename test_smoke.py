@@ -1007,14 +1007,18 @@ class Gpt2(unittest.TestCase):
         """The cache changes no text, also beyond a full window; top_k, top_p and stop do theirs."""
         model, seen = self.gpt(), []
         idx = torch.randint(101, (3, 5))
-        text = model.generate(idx, 30, top_k=1, on_token=lambda x: seen.append(x))
+        scores = []
+        hook = model.lm_head.register_forward_hook(lambda module, x, y: scores.append(y))
+        text = model.generate(idx, 30, on_token=lambda x: seen.append(x))
+        hook.remove()
         self.assertTrue(torch.equal(torch.cat(seen, dim=1), text[:, 5:]))
         window = 5
-        for i in range(5, 35):  # a full window starts again with its last half
-            window = 8 if window == 16 and i > 5 else window
-            logits = model(text[:, i - window:i])[0][:, -1]
-            self.assertTrue(torch.equal(logits.argmax(dim=1), text[:, i]), i)
-            window += 1
+        for i in range(5, 35):
+            torch.testing.assert_close(scores[i - 5], model(text[:, i - window:i])[0][:, -1])
+            window = 8 if window == 16 else window + 1  # a full one starts again with its half
+        greedy = model.generate(idx, 1, top_k=1)[:, -1]
+        self.assertTrue(torch.equal(greedy, model(idx)[0][:, -1].argmax(dim=1)))
+        text = model.generate(idx, 30, top_k=1)
         with torch.no_grad():
             chance = F.softmax(model(idx[:1])[0][0, -1] / 0.9, dim=0)
         order = chance.argsort(descending=True).tolist()
@@ -1077,8 +1081,9 @@ class Gpt2(unittest.TestCase):
         lacks = {name: info for name, info in header.items() if name != 'h.1.ln_2.bias'}
         more = header | {'h.7.ln_2.bias': header['h.1.ln_2.bias']}
         shape = header | {'ln_f.bias': dict(header['ln_f.bias'], shape=[2, 32])}
+        kind = header | {'ln_f.bias': dict(header['ln_f.bias'], dtype='I64')}
         for wrong, message in ((lacks, 'h.1.ln_2.bias is missing'), (shape, 'ln_f.bias is of '),
-                               (more, 'h.7.ln_2.bias is too much')):
+                               (more, 'h.7.ln_2.bias is too much'), (kind, 'of type I64')):
             write(wrong, data)
             with self.assertRaisesRegex(ValueError, message):
                 GPT.from_pretrained(str(folder))
