@@ -23,7 +23,7 @@ batch_size = 64  # sequences per step
 block_size = 64  # context length, in characters
 max_iters = 2000  # training steps
 learning_rate = 0.05  # peak learning rate (tuned)
-eval_interval = 1000  # evaluate every this many steps
+eval_interval = 500  # evaluate every this many steps
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
 max_new_tokens = 500  # characters to write
@@ -119,7 +119,7 @@ def evaluate():
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
-    for xb, yb in zip(x.split(64), y.split(64)):
+    for xb, yb in zip(x.split(32), y.split(32)):
         total += model(xb, yb)[1].item() * len(xb)
     model.train()
     return total / n

@@ -29,7 +29,7 @@ if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
 gpu = device == 'cuda'  # a CUDA GPU gets the larger of two sizes
 seed = 1337  # same seed + same settings = same model
-batch_size = 64 if gpu else 16  # sequences per step
+batch_size = 64 if gpu else 32  # sequences per step
 block_size = 256 if gpu else 64  # context length, in characters
 n_layer = 6 if gpu else 3  # blocks
 n_head = 6 if gpu else 4  # attention heads per block
@@ -38,13 +38,13 @@ mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if gpu else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # size of the initial weights, times the square root of the number of inputs
 c_proj_gain = 0.3  # the same for layers that write to the residual stream: they start smaller
-max_iters = 5000 if gpu else 3000  # training steps
-learning_rate = 1e-3 if gpu else 2e-3  # peak learning rate (CPU value tuned on Tiny Shakespeare)
+max_iters = 5000 if gpu else 1500  # training steps
+learning_rate = 1e-3 if gpu else 3e-3  # peak learning rate (CPU value tuned on Tiny Shakespeare)
 warmup_iters = 100  # warm-up steps
 weight_decay = 0.1  # on matrices only
 beta2 = 0.99  # AdamW's second-moment decay
 grad_clip = 1.0  # clip the gradient norm at this value
-eval_interval = 1000  # evaluate every this many steps
+eval_interval = 500  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from it, with the sizes that the model had?
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
@@ -296,7 +296,7 @@ def evaluate():
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
-    for xb, yb in zip(x.split(64), y.split(64)):
+    for xb, yb in zip(x.split(32), y.split(32)):
         total += model(xb, yb)[1].item() * len(xb)
     model.train()
     return total / n
