@@ -4,7 +4,8 @@
 # ///
 """The smallest language model: a table of which character follows which.
 
-    python bigram.py     train on input.txt, then write
+    python bigram.py                    train on input.txt, then write
+    python bigram.py --max_iters=500    the same with another setting
 
 NUMBERS
 """
@@ -13,14 +14,14 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print each line at once, and '?' for what can't be shown
+if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for letters it lacks
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
 device = 'cpu'  # where a table this small is fastest
 seed = 1337  # same seed + same settings = same model
 batch_size = 64  # sequences per step
-block_size = 64  # context length, in characters
+block_size = 64  # characters per sequence
 max_iters = 2000  # training steps
 learning_rate = 0.05  # peak learning rate (tuned)
 eval_interval = 500  # evaluate every this many steps
@@ -30,12 +31,12 @@ max_new_tokens = 500  # characters to write
 
 def override():
     """Set any of the above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or hasattr(sys, 'ps1'):
-        return  # the arguments of a notebook or a console are its own
+    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
+        return  # pasted into a notebook or a console, whose arguments are its own
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
-        if kind not in (bool, int, float, str) or name == 'gpu':
+        if not arg.startswith('--') or kind not in (bool, int, float, str):
             sys.exit(f'{arg}: no such setting\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
@@ -71,8 +72,8 @@ val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
     """Random sequences x of the training text; y is one character further on. Both (B, T)."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
+    first = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
@@ -82,7 +83,7 @@ class Bigram(nn.Module):
     def __init__(self):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, vocab_size)
-        nn.init.zeros_(self.wte.weight)  # all characters are equally likely
+        nn.init.zeros_(self.wte.weight)  # at first, all characters are equally likely
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
@@ -95,14 +96,14 @@ class Bigram(nn.Module):
     def generate(self, idx, max_new_tokens, temperature=1.0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx[:, -block_size:])
+            logits, _ = self(idx)
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
             token = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
             idx = torch.cat((idx, token), dim=1)
             yield token
 
 # ------------------------------------------------------------------ training
-assert len(val_data) > block_size, f'input.txt is too short: {len(data)} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'
 
@@ -124,10 +125,15 @@ def evaluate():
     model.train()
     return total / n
 
-train_loss = 0.0  # of about the last 100 steps
-stop = []  # Ctrl-C ends training after the current step
-signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-start = time.time()
+train_loss = 0.0  # running mean of about the last 100 steps
+stop = []
+def interrupt(*_):
+    """First Ctrl-C: end training after the current step. Second: stop at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop.append(True)
+
+signal.signal(signal.SIGINT, interrupt)
+start_time = time.time()
 for step in range(1, max_iters + 1):
     torch.manual_seed(seed * 10**6 + step)  # each step has its own random numbers
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
@@ -140,12 +146,13 @@ for step in range(1, max_iters + 1):
     optimizer.step()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    if step % max(1, max_iters // 20) == 0:  # the loss curve as it grows; 60 stars: no idea
-        print(f'{step:6} {"*" * int(60 * train_loss / math.log(vocab_size + 1))}')
+    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+        stars = '*' * int(60 * min(1, train_loss / math.log(vocab_size + 1)))
+        print(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters or stop:
         val_loss = evaluate()
         print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-              f'{time.time() - start:.1f} s')
+              f'{time.time() - start_time:.1f} s')
     if stop:
         break
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,10 +161,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # and take the logarithm; the softmax normalizes
 pairs = train_data[:-1] * vocab_size + train_data[1:]
 counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
-trained = model.wte.weight.data
+table = model.wte.weight.data
 model.wte.weight.data = (counts + 1.0).log()
 print(f'counting instead of training: val loss {evaluate():.4f}')
-model.wte.weight.data = trained
+model.wte.weight.data = table
 
 # ------------------------------------------------------------------ sampling
 model.eval()

@@ -20,42 +20,42 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print each line at once, and '?' for what can't be shown
+if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for letters it lacks
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
+# a CUDA GPU gets the larger of two sizes
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
-gpu = device == 'cuda'  # a CUDA GPU gets the larger of two sizes
 seed = 1337  # same seed + same settings = same model
-batch_size = 64 if gpu else 32  # sequences per step
-block_size = 256 if gpu else 64  # context length, in characters
-n_layer = 6 if gpu else 3  # blocks
-n_head = 6 if gpu else 4  # attention heads per block
-n_embd = 384 if gpu else 128  # width of the residual stream
+batch_size = 64 if device == 'cuda' else 32  # sequences per step
+block_size = 256 if device == 'cuda' else 64  # context length, in characters
+n_layer = 6 if device == 'cuda' else 3  # blocks
+n_head = 6 if device == 'cuda' else 4  # attention heads per block
+n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
-dropout = 0.2 if gpu else 0.0  # fraction of activations dropped during training
-init_gain = 0.8  # size of the initial weights, times the square root of the number of inputs
-c_proj_gain = 0.3  # the same for layers that write to the residual stream: they start smaller
-max_iters = 5000 if gpu else 1500  # training steps
-learning_rate = 1e-3 if gpu else 3e-3  # peak learning rate (CPU value tuned on Tiny Shakespeare)
+dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
+init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+c_proj_gain = 0.3  # the same for layers that write to the residual stream: smaller
+max_iters = 5000 if device == 'cuda' else 1400  # training steps
+learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak learning rate (tuned for the CPU)
 warmup_iters = 100  # warm-up steps
 weight_decay = 0.1  # on matrices only
 beta2 = 0.99  # AdamW's second-moment decay
 grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
-resume = False  # continue from it, with the sizes that the model had?
+resume = False  # continue from it, with its sizes
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-rung = 12  # step of the ladder; 12 is the model above
+rung = 12  # 2 to 11: an earlier, simpler model (see the ladder)
 
 # precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
 dtype = 'float32'
-if gpu:
+if device == 'cuda':
     dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
 elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.12 or later
     if torch.cpu.get_capabilities().get('avx512_bf16'):
@@ -63,12 +63,12 @@ elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.12 o
 
 def override():
     """Set any of the above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or hasattr(sys, 'ps1'):
-        return  # the arguments of a notebook or a console are its own
+    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
+        return  # pasted into a notebook or a console, whose arguments are its own
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
-        if kind not in (bool, int, float, str) or name == 'gpu':
+        if not arg.startswith('--') or kind not in (bool, int, float, str):
             sys.exit(f'{arg}: no such setting\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
@@ -77,7 +77,7 @@ def override():
         globals()[name] = kind(value)
 
 override()
-device_type = device.split(':')[0]  # 'cuda' for 'cuda:1'
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 # ------------------------------------------------------------------ data
@@ -107,8 +107,8 @@ val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
     """Random sequences x of the training text; y is one character further on. Both (B, T)."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
+    first = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
@@ -129,10 +129,11 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
         q, k, v = self.c_attn(x).split(n_embd, dim=2)
-        q = q.view(B, T, n_head, C // n_head).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, n_head, C // n_head).transpose(1, 2)
-        v = v.view(B, T, n_head, C // n_head).transpose(1, 2)
-        q = q * (C // n_head) ** -0.5  # scores of size 1, whatever the size of a head
+        head_size = C // n_head
+        q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, n_head, head_size).transpose(1, 2)
+        v = v.view(B, T, n_head, head_size).transpose(1, 2)
+        q = q * head_size ** -0.5  # keeps the scores near 1, whatever the head size
         att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
         att = F.softmax(att + self.mask[:T, :T], dim=-1)  # each row sums to 1
         y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
@@ -178,6 +179,7 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+        # small enough for a first loss near ln(vocab_size), that of guessing
         nn.init.normal_(self.wte.weight, std=0.07)
         nn.init.normal_(self.wpe.weight, std=0.07)
         for name, p in self.h.named_parameters():
@@ -212,6 +214,7 @@ class GPT(nn.Module):
 # How the model came about, one idea at a time: bigram.py is rung 1, and --rung=5 trains the
 # model of rung 5. The default, rung 12, uses none of this: skip it on a first reading.
 class AttentionOnly(nn.Module):
+    """Rungs 2 and 3."""
     def __init__(self):
         super().__init__()
         self.attn = CausalSelfAttention()
@@ -220,6 +223,7 @@ class AttentionOnly(nn.Module):
         return self.attn(x)
 
 class AttentionThenMLP(AttentionOnly):
+    """Rungs 4 and 5."""
     def __init__(self):
         super().__init__()
         self.mlp = MLP()
@@ -227,23 +231,26 @@ class AttentionThenMLP(AttentionOnly):
     def forward(self, x):
         return self.mlp(self.attn(x))
 
-class Residual(AttentionThenMLP):  # He et al. 2015
+class Residual(AttentionThenMLP):
+    """Rungs 6 and 7 (He et al. 2015)."""
     def forward(self, x):
         x = x + self.attn(x)
         x = x + self.mlp(x)
         return x
 
-class PostNorm(Block):  # Vaswani et al. 2017
+class PostNorm(Block):
+    """Rung 8 (Vaswani et al. 2017)."""
     def forward(self, x):
         x = self.ln_1(x + self.attn(x))
         x = self.ln_2(x + self.mlp(x))
         return x
 
-PreNorm = Block  # GPT-2 (Radford et al. 2019), which also added a norm at the end
+PreNorm = Block  # from rung 9 on (GPT-2, Radford et al. 2019)
 
 ladder = {  # what each rung changes; a rung has the changes of those before it, too
-    2: dict(Block=AttentionOnly, init_gain=1.4, c_proj_gain=1.4, n_layer=1, n_head=1, n_embd=64,
-            dropout=0.0, batch_size=32, block_size=16, max_iters=4000, learning_rate=3e-3),
+    2: dict(Block=AttentionOnly, n_layer=1, n_head=1, n_embd=64, dropout=0.0, batch_size=32,
+            block_size=16, max_iters=4000, learning_rate=3e-3,
+            init_gain=1.4, c_proj_gain=1.4),  # without residual connections: larger
     3: dict(n_head=4),
     4: dict(Block=AttentionThenMLP, mlp_width=1),
     5: dict(n_layer=3),
@@ -252,13 +259,13 @@ ladder = {  # what each rung changes; a rung has the changes of those before it,
     8: dict(Block=PostNorm),
     9: dict(Block=PreNorm),
     10: dict(dropout=0.1),
-    11: dict(n_embd=88, block_size=64, dropout=0.0, max_iters=2000),
+    11: dict(dropout=0.0, n_embd=88, block_size=64, max_iters=1500),
 }
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
 if rung < 12:
     for r in range(2, rung + 1):
         globals().update(ladder[r])
-    override()  # what was typed still wins
+    override()  # what was typed on the command line still wins
 
 # ------------------------------------------------------------------ training
 if resume:
@@ -266,12 +273,13 @@ if resume:
     assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
     assert saved['rung'] == rung, f'{checkpoint} was trained with --rung={saved["rung"]}'
     globals().update(saved['sizes'])
-    override()
+    override()  # a size that was typed must be the same, see below
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
-assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
+if resume:
+    assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert len(val_data) > block_size, f'input.txt is too short: {len(data)} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'
 
@@ -302,12 +310,13 @@ def evaluate():
     return total / n
 
 step = 0
-train_loss = 0.0  # of about the last 100 steps
+train_loss = 0.0  # running mean of about the last 100 steps
 best_loss = math.inf  # lowest validation loss
 best = {}  # the weights that reached it
 if resume:
     model.load_state_dict(saved['model'])
-    saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']  # as set now
+    # betas and weight decay are this run's, not the saved ones
+    saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(saved['optimizer'])
     if saved['scaler']:  # empty unless it was trained in float16
         scaler.load_state_dict(saved['scaler'])
@@ -315,40 +324,45 @@ if resume:
     train_loss = saved['train_loss']
     best_loss = saved['best_loss']
     best = saved['best']
-    print(f'{checkpoint}: continuing after step {step}')
+    print(f'{checkpoint}: continuing after step {step} of {max_iters}')
 
-part = f'{checkpoint}.{os.getpid()}.tmp'  # no other run writes to this name
+temporary = f'{checkpoint}.{os.getpid()}.tmp'  # a name of its own for each process
 if step < max_iters:
-    open(part, 'wb').close()  # fails now, not after an hour, if nothing can be written there
-    os.remove(part)
-    if os.path.exists(checkpoint) and not resume:
+    open(temporary, 'wb').close()  # fails now, not after an hour, if nothing can be written
+    os.remove(temporary)
+    if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
+        print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
 
-stop = []  # Ctrl-C ends training after the current step
-signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+stop = []
+def interrupt(*_):
+    """First Ctrl-C: end training after the current step. Second: stop at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop.append(True)
 
+signal.signal(signal.SIGINT, interrupt)
 def report(line):
-    """Print; if nobody reads it any more (python gpt.py | head), stop as Ctrl-C does."""
+    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
     try:
         print(line)
     except OSError:
         stop.append(True)
 
 def save():
-    """Write the checkpoint aside, then move it into place: a crash leaves a whole file."""
+    """Write a temporary file, then rename it: a crash never leaves half a checkpoint."""
     state = dict(sizes=sizes, rung=rung, chars=chars, step=step, train_loss=train_loss,
                  best_loss=best_loss, best=best, model=model.state_dict(),
                  optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
     try:
-        with open(part, 'wb') as file:
+        with open(temporary, 'wb') as file:
             torch.save(state, file)
-        os.replace(part, checkpoint)
-    except OSError as error:  # a full disk, for example: the model is still in memory
+        os.replace(temporary, checkpoint)
+    except (OSError, RuntimeError) as error:  # a full disk, for example
         report(f'could not write {checkpoint}: {error}')
-        if os.path.exists(part):
-            os.remove(part)
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
-start = time.time()
+start_time = time.time()
 for step in range(step + 1, max_iters + 1):
     torch.manual_seed(seed * 10**6 + step)  # each step has its own random numbers
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
@@ -366,8 +380,9 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower learning_rate'
-    if step % max(1, max_iters // 20) == 0:  # the loss curve as it grows; 60 stars: no idea
-        report(f'{step:6} {"*" * int(60 * train_loss / math.log(vocab_size + 1))}')
+    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+        stars = '*' * int(60 * min(1, train_loss / math.log(vocab_size + 1)))
+        report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:
         val_loss = evaluate()
         assert math.isfinite(val_loss), f'the loss is {val_loss}; lower learning_rate'
@@ -376,10 +391,10 @@ for step in range(step + 1, max_iters + 1):
             best = {name: p.clone() for name, p in model.state_dict().items()}
         save()
         report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-               f'{time.time() - start:.1f} s')
+               f'{time.time() - start_time:.1f} s')
     if stop:
         save()
-        report(f'stopped after step {step}; --resume continues')
+        report(f'stopped after step {step}; the same command with --resume continues')
         break
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
