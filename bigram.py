@@ -137,7 +137,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 start_time = time.time()
 for step in range(1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     for group in optimizer.param_groups:
         group['lr'] = lr

@@ -369,7 +369,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # resuming or evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     lr = lr * min(step / (warmup_iters + 1), 1)
     for group in optimizer.param_groups:

@@ -415,6 +415,8 @@ class Model(unittest.TestCase):
                 names = untrained(script, settings)
                 model = names['model']
                 vocab_size = model.wte.num_embeddings
+                tied = model.lm_head.weight is model.wte.weight
+                self.assertEqual(tied, names.get('tied', True))
                 for T in 16, 5, 1:
                     idx = torch.randint(vocab_size, (2, T))
                     logits, loss = model(idx, idx)
@@ -437,6 +439,7 @@ class Model(unittest.TestCase):
                                       f'--rung={rung}').names
             model = names['model']
             parameters.append(sum(p.numel() for p in model.parameters()))
+            self.assertEqual(isinstance(model.ln_f, nn.LayerNorm), rung > 8)
             settings = [names[name] for name in ('n_head', 'n_layer', 'dropout')]
             self.assertEqual(settings, [1 if rung < 3 else 4, 1 if rung < 5 else 3,
                                         0.1 if rung == 10 else 0.0])
@@ -469,12 +472,14 @@ class Model(unittest.TestCase):
     def test_batches(self):
         """Sequences of the training text and their next characters; every place can occur."""
         for script in NEW:
-            names = untrained(script, '--batch_size=20000')
+            text = ''.join(map(chr, range(1000, 1600)))  # no character twice
+            names = untrained(script, '--batch_size=20000', folder_with(text))
             x, y = names['get_batch']()
             self.assertTrue(torch.equal(x[:, 1:], y[:, :-1]))
             starts = {names['decode'](row) for row in torch.cat((x, y[:, -1:]), dim=1).tolist()}
-            train = TEXT[:int(0.9 * len(TEXT))]
-            self.assertEqual(starts, {train[i:i + 17] for i in range(len(train) - 16)})
+            self.assertEqual(starts, {text[i:i + 17] for i in range(540 - 16)})
+            steps = [execute(script, f'{SMALL} --max_iters={n}').names['x'] for n in (1, 2)]
+            self.assertFalse(torch.equal(*steps))  # each step has a batch of its own
 
     def test_sampling(self):
         """Greedy, top_k and temperature do what they say, past block_size too."""
@@ -1149,7 +1154,7 @@ class Checkpoint(unittest.TestCase):
 
     @unittest.skipUnless(hasattr(signal, 'SIGKILL'), 'needs the signals of Linux or macOS')
     def test_signals(self):
-        """A process that is killed, or gets Ctrl-C, or whose reader goes away, has saved."""
+        """A process that is killed, gets Ctrl-C, or loses its reader (| head) has saved."""
         settings = SCRIPTS['gpt.py'] + ' --max_iters=400 --eval_interval=20'
 
         def stopped(how):
@@ -1157,16 +1162,12 @@ class Checkpoint(unittest.TestCase):
             process = start('gpt.py', settings, folder)
             while not (folder / 'gpt.pt').exists() and process.poll() is None:
                 time.sleep(0.01)
-            if how is None:  # as when a pipe into head ends
-                process.stdout.close()
-                process.wait(100)
-                return folder, '', process.stderr.read(), process.returncode
             process.send_signal(how)
             out, err = process.communicate(timeout=100)
             return folder, out, err, process.returncode
 
         whole = execute('gpt.py', settings)
-        ends = together((stopped, signal.SIGKILL), (stopped, signal.SIGINT), (stopped, None))
+        ends = together((stopped, signal.SIGKILL), (stopped, signal.SIGINT))
         self.assertEqual(ends[0][3], -signal.SIGKILL)
         self.assertEqual((ends[1][2], ends[1][3]), ('', 0))
         self.assertEqual(len(ends[1][1].split(LINE)[1]), 41)  # Ctrl-C: a sample
@@ -1177,6 +1178,13 @@ class Checkpoint(unittest.TestCase):
             self.assertTrue(0 < step < 400, step)
             self.same_end(after, whole, 'gpt.pt')
             self.assertEqual(list(after.folder.glob('*.tmp')), [])
+        folder = folder_with(TEXT)
+        rare = SCRIPTS['gpt.py'] + ' --max_iters=4000 --eval_interval=4000'
+        with start('gpt.py', rare, folder) as process:
+            process.stdout.readline()
+            process.stdout.close()
+            process.stderr.read()
+        self.assertTrue(0 < checkpoint(folder)['step'] < 4000)
 
     def test_best_weights(self):
         """Where the loss rises again the best weights are kept, and used to sample."""
@@ -1227,16 +1235,16 @@ class Checkpoint(unittest.TestCase):
         folder = execute('gpt.py', GPT).folder
         before = (folder / 'gpt.pt').read_bytes()
 
-        def edit(source):
-            full = "file.write(b'half'); raise OSError(28, 'No space left on device')"
-            self.assertEqual(source.count('torch.save(state, file)'), 1)
-            return source.replace('torch.save(state, file)', full)
-        full = execute('gpt.py', f'{GPT} --resume --max_iters=20', folder, edit)
-        self.assertIsNone(full.message)
-        self.assertIn('could not write gpt.pt: [Errno 28] No space left', full.out)
-        self.assertEqual(len(full.out.split(LINE)[1]), 41)
-        self.assertEqual((folder / 'gpt.pt').read_bytes(), before)
-        self.assertEqual(list(folder.glob('*.tmp')), [])
+        for line in 'torch.save(state, file)', 'os.replace(temporary, checkpoint)':
+            def edit(source):
+                self.assertEqual(source.count(line), 1)
+                return source.replace(line, "raise OSError(28, 'No space left on device')")
+            full = execute('gpt.py', f'{GPT} --resume --max_iters=20', folder, edit)
+            self.assertIsNone(full.message)
+            self.assertIn('could not write gpt.pt: [Errno 28] No space left', full.out)
+            self.assertEqual(len(full.out.split(LINE)[1]), 41)
+            self.assertEqual((folder / 'gpt.pt').read_bytes(), before)
+            self.assertEqual(list(folder.glob('*.tmp')), [])
         for interval in 1, 12:  # seen first in the evaluation, and in training
             wild = (f'{GPT} --resume --max_iters=30 --learning_rate=1e30 --grad_clip=1e30 '
                     f'--eval_interval={interval}')
