@@ -534,8 +534,9 @@ class Model(unittest.TestCase):
         for group in names['optimizer'].param_groups:
             self.assertAlmostEqual(group['lr'], lr)
             self.assertEqual(group['betas'], (0.9, 0.9))
-        clipped = execute('gpt.py', f'{GPT} --grad_clip=0.01').names['model']
-        norm = sum(p.grad.square().sum() for p in clipped.parameters()).sqrt().item()
+        names = execute('gpt.py', f'{GPT} --grad_clip=0.01 --warmup_iters=23').names
+        self.assertAlmostEqual(names['lr'], lr / 2)  # half-way up at step 12
+        norm = sum(p.grad.square().sum() for p in names['model'].parameters()).sqrt().item()
         self.assertAlmostEqual(norm, 0.01, places=4)
 
 class Modern(unittest.TestCase):
