@@ -345,6 +345,7 @@ def interrupt(*_):
     stop.append(True)
 
 signal.signal(signal.SIGINT, interrupt)
+
 def report(line):
     """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
     try:
