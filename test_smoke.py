@@ -226,16 +226,19 @@ class EveryScript(unittest.TestCase):
         rows = [  # scripts, settings, part of the message
             (SCRIPTS, '--max_itres=5', 'max_itres'), (SCRIPTS, '--max_iters=many', ''),
             (SCRIPTS, '--max_iters', ''), (SCRIPTS, '--max_iters=1.5', ''),
-            (NEW, 'max_iters=3', 'no such setting'), (NEW, '--xxmax_iters=3', 'no such'), (NEW, '--max_iters 3', '--max_iters='),
+            (NEW, 'max_iters=3', 'no such setting'), (NEW, '--xxmax_iters=3', 'no such'),
+            (NEW, '--max_iters 3', '--max_iters='),
             (NEW, '--prompt ROMEO', 'write --prompt=value'), (NEW, '--seed=' + '9' * 20, 'seed'),
-            (NEW, '--help', '    python '), (NEW, '-h', '    python '), (TEXTUAL, '--prompt=a[', 'prompt'),
+            (NEW, '--help', '    python '), (NEW, '-h', '    python '),
+            (TEXTUAL, '--prompt=a[', 'prompt'),
             (TEXTUAL, '--temperature=0', 'temperature'), (['bigram.py'], '--n_head=3', 'n_head')]
         rows += [([script], settings, message) for script, settings, message in (
             ('gpt.py', '--resume=yes', 'True or False'), ('gpt.py', '--rung=1', 'bigram.py'),
             ('gpt.py', '--rung=13', 'rung'), ('gpt.py', '--gpu=True', '--gpu'),
-            ('gpt.py', '--resume --checkpoint=no.pt', 'no.pt'), ('gpt.py', '--n_head=3', 'n_head'),
+            ('gpt.py', '--resume --checkpoint=no.pt', 'no.pt'),
+            ('gpt.py', '--n_head=3', 'n_head'),
             ('gpt.py', '--beta2=1', 'beta parameter at index 1'),
-            ('gpt.py', '--checkpoint=out/gpt.pt', 'out/gpt.pt'), ('gpt.py', '--dropout=2', 'dropout'),
+            ('gpt.py', '--checkpoint=out/gpt.pt', 'out/'), ('gpt.py', '--dropout=2', 'dropout'),
             ('gpt.py', '--dtype=float17', 'float17'), ('gpt.py', '--learning_rate=no', 'no'),
             ('addition_gpt.py', '--position=last', 'position=last'),
             ('addition_gpt.py', '--problem=12', 'look like 123+456'),
@@ -245,7 +248,7 @@ class EveryScript(unittest.TestCase):
             ('pretrain_finetune.py', '--corpus=no.txt', 'no.txt'),
             ('modern_gpt.py', '--n_kv_head=3', 'n_kv_head=3'),
             ('modern_gpt.py', '--activation=tanh', 'activation=tanh'),
-            ('gpt2.py', '--total_batch_size=200', '128 does'), ('gpt2.py', '--top_p=0', 'top_p=0'))]
+            ('gpt2.py', '--total_batch_size=200', '128 does'), ('gpt2.py', '--top_p=0', 'top_p'))]
         for scripts, settings, message in rows:
             for script in scripts:
                 with self.subTest(f'{script} {settings}'):
@@ -276,7 +279,7 @@ class EveryScript(unittest.TestCase):
         good = TEXT.encode()
         with Server({'/good': good, '/short': good}, {'/short'}) as server:
             def fetch(script, address):
-                url = r"'https://raw\S+/'\n.*'" if script in NEW else r"'https://raw\S+/input.txt'"
+                url = r"'https://raw\S+/'\n.*'|'https://raw\S+/input.txt'"
                 edit = lambda source: re.sub(url, repr(address), source.replace(
                     '86c4e6aa9db7c042', hashlib.sha256(good).hexdigest()[:16]))  # the old form's
                 return execute(script, SCRIPTS[script], folder_with(None), edit)
@@ -285,7 +288,8 @@ class EveryScript(unittest.TestCase):
                                       ('/good', None)):
                     ended = fetch(script, server.address + path)
                     got = [file for file in ended.folder.iterdir() if file.suffix == '.txt']
-                    self.assertEqual([file.read_bytes() for file in got], [] if message else [good])
+                    whole = [] if message else [good]
+                    self.assertEqual([file.read_bytes() for file in got], whole)
                     if script in NEW:
                         self.assertIn(message or 'fine', ended.message or 'fine')
                         self.assertIn(server.address, ended.out)  # it says from where
@@ -424,7 +428,7 @@ class Model(unittest.TestCase):
                     idx = torch.randint(vocab_size, (2, T))
                     logits, loss = model(idx, idx)
                     expected = reference(names, model, idx)
-                    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+                    torch.testing.assert_close(logits, expected, atol=6e-5, rtol=6e-5)
                     chances = F.softmax(expected, dim=-1).gather(-1, idx[..., None])
                     self.assertAlmostEqual(loss.item(), -chances.log().mean().item(), places=3)
                 idx = torch.randint(vocab_size, (2, 16))
@@ -546,25 +550,12 @@ class Modern(unittest.TestCase):
     """What modern_gpt.py adds to gpt.py."""
 
     def modern(self, settings=''):
-        settings = f'{GPT} --n_head=4 --max_iters=0 {settings}'
-        names = execute('modern_gpt.py', settings).names
-        for p in names['model'].parameters():
-            nn.init.normal_(p, std=p.shape[-1] ** -0.5)
-        names['model'].eval()
-        return names
+        return untrained('modern_gpt.py', f'--n_head=4 --dropout=0 {settings}')
 
     def test_layers(self):
-        """The activations are their formulas; dropout zeroes a channel at all positions."""
-        x = torch.randn(2, 16, 32)
-        for name, formula in (
-                ('relu', lambda h: h.clamp(min=0)), ('relu2', lambda h: h.clamp(min=0) ** 2),
-                ('gelu', lambda h: h * (1 + torch.erf(h / 2**0.5)) / 2),
-                ('quick_gelu', lambda h: h / (1 + torch.exp(-1.702 * h))),
-                ('swiglu', lambda h: h[..., :88] * h[..., :88].sigmoid() * h[..., 88:])):
-            names = self.modern(f'--activation={name}')
-            mlp = names['model'].h[0].mlp
-            hidden = formula(x @ mlp.c_fc.weight.T)
-            torch.testing.assert_close(mlp(x), hidden @ mlp.c_proj.weight.T)
+        """SwiGLU has two thirds of the width, twice; dropout zeroes a channel everywhere."""
+        names = self.modern()
+        self.assertEqual(names['model'].h[0].mlp.c_fc.out_features, 2 * 88)
         dropped = names['make_dropout'](0.5)(torch.ones(40, 16, 32))
         self.assertEqual({*dropped.mean(dim=1).flatten().tolist()}, {0, 2})
 
@@ -728,7 +719,8 @@ class Pretraining(unittest.TestCase):
         folder = folder_with('"to be" - or not \'tis o\n' * 30)
         names = self.pretrain(f'{self.NONE} --megabytes=2', folder).names
         for text, like, lost in (
-                ('“to” „be”—nót\u00a0‘tis’\t’s☃∑', '"to" "be"-not \'tis\' \'s', 2 / 24),
+                ('“to” „be”—nót\u00a0‘tis’\t’s☃∑',
+                 '"to" "be"-not \'tis\' \'s', 2 / 24),
                 ('ﬆ–10…\r\n', 'st-\n', 3 / 6), ('to be\n' * 12, 'to be\n' * 12, 0)):
             (folder / 'odd.txt').write_bytes(text.encode() * 50000)
             ids, share = names['load'](folder / 'odd.txt')  # two megabytes of it, at most
@@ -1219,7 +1211,8 @@ class Checkpoint(unittest.TestCase):
         modern = execute('modern_gpt.py', GPT).folder / 'modern_gpt.pt'
         rows = (  # settings, contents of gpt.pt, text, part of the message
             ('--n_layer=3', good, TEXT, "'n_layer': 2"), ('--n_head=4', good, TEXT, 'n_head'),
-            ('--rung=9 --checkpoint=gpt.pt', good, TEXT, '--rung=12'), ('', good[:len(good) // 2], TEXT, 'Error'),
+            ('--rung=9 --checkpoint=gpt.pt', good, TEXT, '--rung=12'),
+            ('', good[:9999], TEXT, 'Error'),
             ('', b'', TEXT, 'Error'), ('', good, 'to be ' * 99, 'other characters'),
             ('', good, None, 'the input.txt that gpt.pt was trained on'),
             ('', modern.read_bytes(), TEXT, 'KeyError'))
@@ -1253,7 +1246,7 @@ class Checkpoint(unittest.TestCase):
             wild = (f'{GPT} --resume --max_iters=30 --learning_rate=1e30 --grad_clip=1e30 '
                     f'--eval_interval={interval}')
             diverged = execute('gpt.py', wild, folder)
-            self.assertRegex(diverged.message, 'the loss is (nan|inf|.*nan|.*inf).*; lower learning_rate')
+            self.assertRegex(diverged.message, 'the loss is .*(nan|inf).*; lower learning_rate')
             self.assertEqual((folder / 'gpt.pt').read_bytes(), before)
 
 class Output(unittest.TestCase):
