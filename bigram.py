@@ -20,7 +20,7 @@ if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown let
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-device = 'cpu'  # where a table this small is fastest
+device = 'cpu'  # a table this small needs no GPU
 seed = 1337  # same seed + same settings = same model
 batch_size = 64  # sequences per step
 block_size = 64  # characters per sequence
@@ -98,7 +98,7 @@ class Bigram(nn.Module):
     def generate(self, idx, max_new_tokens, temperature=1.0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
         for _ in range(max_new_tokens):
-            logits, _ = self(idx)
+            logits, _ = self(idx[:, -1:])  # only the last character matters
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
             token = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
             idx = torch.cat((idx, token), dim=1)

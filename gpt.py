@@ -116,6 +116,8 @@ def get_batch():
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
+# The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
+# ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
 class CausalSelfAttention(nn.Module):
     """Each position gathers what it needs from itself and the positions before it."""
 
