@@ -133,9 +133,9 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
+        head_size = C // n_head
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
         q, k, v = self.c_attn(x).split(n_embd, dim=2)
-        head_size = C // n_head
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
@@ -185,13 +185,13 @@ class GPT(nn.Module):
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
-        # small enough for a first loss near ln(vocab_size), as for guessing
-        nn.init.normal_(self.wte.weight, std=0.07)
-        nn.init.normal_(self.wpe.weight, std=0.07)
-        for name, p in self.h.named_parameters():
+        for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
+                std = gain * p.shape[1] ** -0.5
+                if name in ('wte.weight', 'wpe.weight'):
+                    std = 0.07  # for a first loss near ln(vocab_size), as for guessing
+                nn.init.normal_(p, std=std)
 
     @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
     def forward(self, idx, targets=None):
@@ -357,9 +357,9 @@ def report(line):
 
 def save():
     """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
-    state = dict(sizes=sizes, rung=rung, chars=chars, step=step, train_loss=train_loss,
-                 best_loss=best_loss, best=best, model=model.state_dict(),
-                 optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+    state = dict(sizes=sizes, rung=rung, optimizer=optimizer.state_dict(),
+                 scaler=scaler.state_dict(), model=model.state_dict(), best=best,
+                 chars=chars, step=step, train_loss=train_loss, best_loss=best_loss)
     try:
         with open(temporary, 'wb') as file:
             torch.save(state, file)

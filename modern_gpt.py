@@ -1,486 +1,519 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch", "numpy"]
+# dependencies = ["torch>=2.5", "numpy"]
 # ///
-"""gpt.py with ten years of better ideas, each one a setting that can be turned back.
+"""gpt.py plus the ideas that came after GPT-2, each behind a switch.
 
-    python modern_gpt.py                  trains on input.txt, then writes
-    python modern_gpt.py --smear=0        the same without one of the ideas
-    python modern_gpt.py --resume=True    goes on after Ctrl-C, or a crash
+    python modern_gpt.py                     train on input.txt, then write a sample
+    python modern_gpt.py --smear=0           the same without one of the ideas
+    python modern_gpt.py --resume            continue after Ctrl-C or a crash (repeat the
+                                             other settings, too)
 
-The defaults take 94 s (2-core x86 laptop-class CPU) and end at a validation loss of 1.526 nats per
-character on input.txt, 1.514 in 83 s on Tiny Shakespeare, where gpt.py ends at 1.603 in 85 s; a GPU
-gets a larger model and more steps. What each idea is worth stands in README.md.
-
-What it has and gpt.py has not: SwiGLU, rotary positions, shared keys and values, a look at the
-tokens before, layers that start at zero, an untied head; Muon, a straight line to 0, short windows
-first; the key/value cache; for a GPU, QK-norm, RMSNorm, FlashAttention and torch.compile. What
-gpt.py has and it has not: the ladder, with the switches residual and norm.
+New since gpt.py, and gone from it: the ladder.
+- Muon: orthogonalized updates for the matrices in the blocks (muon)
+- linear decay of the learning rate instead of a cosine (linear_decay)
+- SwiGLU: one half of the MLP's hidden layer gates the other (activation)
+- rotary positions: queries and keys turn with their position (rotary)
+- QK-norm: queries and keys of equal length (qk_norm)
+- grouped queries: several heads share keys and values (n_kv_head)
+- head gate: each head decides how much it passes on (head_gate)
+- smear: a share of the tokens before is added to each token (smear)
+- an untied head: it has a table of its own (tied)
+- RMSNorm: LayerNorm without the mean (rms_norm)
+- residual scaling: blocks start by adding nothing (c_proj_gain)
+- FlashAttention: attention in one kernel (flash)
+- torch.compile: the operations of a step, fused (use_compile)
+- key/value cache: sampling reads each character once (kv_cache)
 """
-import difflib, hashlib, http.client, math, os, pathlib, signal, sys, time, timeit, urllib.request
-import torch, torch.nn as nn, torch.nn.functional as F
+import math, os, signal, sys, time, urllib.request
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
 
-# ---------------------------------------------------------------- hyperparameters
-gpus = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
-device = 'cpu' if '--device=cpu' in sys.argv else next((d for d in gpus if gpus[d]), 'cpu')
-on_gpu = device == 'cuda'  # then the larger of the two sizes below
-dtype = 'auto'  # the type of number in matrix products: 'float32', 'bfloat16', 'float16', 'auto'
-seed = 1337  # the same seed and settings give the same losses
-batch_size = 64 if on_gpu else 16  # how many windows of text does one step learn from?
-block_size = 256 if on_gpu else 128  # how many characters does a window have?
-n_layer = 6 if on_gpu else 3  # how many blocks are stacked?
-n_head = 6 if on_gpu else 4  # in how many heads does each block look back?
-n_embd = 384 if on_gpu else 128  # how many channels carry a character through the blocks?
-mlp_width = 4  # how many times wider than that is the MLP inside?
-dropout = 0.2 if on_gpu else 0.0  # which share of the activations is zeroed in training?
-max_iters = 5000 if on_gpu else 1200  # how many steps of training?
-learning_rate = 2e-3 if on_gpu else 8e-3  # how far can a step go? Tuned on Tiny Shakespeare
-warmup_iters = 30  # over how many steps does the learning rate rise to that?
-weight_decay = 0.1  # how strongly are the matrices pulled towards zero?
-beta2 = 0.99  # how long a memory does AdamW have for the size of gradients?
-grad_clip = 1.0  # above which length is the gradient cut?
-eval_interval = 500  # how many steps lie between two evaluations?
-checkpoint = 'modern_gpt.pt'  # where are the weights kept, and all that a resumed run needs?
-resume = False  # go on from that file?
-prompt = ''  # what does the sample go on from? '': token 0, in most texts the line break
-temperature = 0.8  # how daring is the sample? Below 1 it prefers the likely
-top_k = 0  # from how many of the likeliest characters is each one drawn? 0: from all
-max_new_tokens = 500  # how many characters long is it?
-# the ideas, each with gpt.py's choice in brackets: with all of those it computes what gpt.py does
-n_kv_head = 3 if on_gpu else 2  # how many heads have keys and values of their own? [n_head]
-activation = 'swiglu'  # 'relu', 'relu2' (its square), 'gelu', 'quick_gelu' or this? ['gelu']
-rotary = True  # positions by turning queries and keys? Or learned, and added? [False]
-rms_norm = on_gpu  # RMSNorm? Or LayerNorm, on a CPU the faster one? [False]
-qk_norm = on_gpu  # are queries and keys normalized, so that no score runs away? [False]
-flash = on_gpu  # attention as one kernel? On a CPU it is the slower way [False]
-zero_init = True  # do the layers start by adding nothing? Or a little? [False]
-tied = False  # does the table that reads tokens also make the logits? [True]
-smear = 3  # how many tokens before its own does a position see from the start? [0]
-channel_dropout = True  # does dropout zero a channel in all of a window? [False]
-half_until = 0.5  # for which share of the steps are windows half as long? [0]
-muon = True  # Muon for the matrices in the blocks? Or AdamW for all? [False]
-muon_learning_rate = 0.02  # how far can a step of Muon go? Tuned on Tiny Shakespeare
-linear_decay = 0.8  # for which share of the steps does the rate fall, in a line? [0: a cosine]
-kv_cache = True  # does sampling keep the keys and values of what it has read? [False]
-use_compile = False  # are the operations of a step fused, by torch.compile? [False]
-del on_gpu  # it chose the sizes above and is no setting
-# overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
-settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
-for arg in sys.argv[1:] if __name__ == '__main__' and 'launcher.py' not in sys.argv[0] else []:
-    name, _, value = arg[2:].partition('=')
-    kind = type(settings.get(name))
-    try:
-        globals()[name] = {'True': True, 'False': False}[value] if kind is bool else kind(value)
-    except (KeyError, TypeError, ValueError):
-        near = difflib.get_close_matches(name, settings, 1, cutoff=0)[0]
-        sys.exit(f'{arg}: do you mean --{near}={settings[near]} ({type(settings[near]).__name__})?')
-for name in ('batch_size', 'block_size', 'eval_interval', 'temperature'):
-    if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
-for name in ('n_layer', 'n_head', 'n_kv_head', 'n_embd', 'mlp_width', 'warmup_iters', 'grad_clip'):
-    if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
-if n_embd % n_head: sys.exit(f'n_embd={n_embd} does not divide into n_head={n_head} equal heads')
-if rotary and n_embd // n_head % 2: sys.exit(f'n_embd={n_embd}: rotary heads need even sizes')
-if n_head % n_kv_head: sys.exit(f'n_head={n_head} does not divide by n_kv_head={n_kv_head}')
-if smear < 0: sys.exit(f'smear={smear}: it must be at least 0')
-if not 0 <= dropout < 1: sys.exit(f'dropout={dropout}: it must be at least 0 and below 1')
-for name in ('half_until', 'linear_decay'):
-    if not 0 <= globals()[name] <= 1: sys.exit(f'{name}={globals()[name]}: it must be 0 to 1')
-for name, choices in (('activation', ('relu', 'gelu', 'quick_gelu', 'relu2', 'swiglu')),
-                      ('dtype', ('auto', 'float32', 'bfloat16', 'float16'))):
-    if globals()[name] not in choices: sys.exit(f'{name}={globals()[name]}: not one of {choices}')
-if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
+if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
-# number type: bfloat16 halves the traffic and, where the processor has it, the time of a product
-def milliseconds(number_type):
-    """Time of the fastest of five products of two (512, 512) matrices on the CPU."""
-    a = torch.ones(512, 512, dtype=number_type)
-    return 1000 * min(timeit.repeat(lambda: a @ a, number=1, repeat=5))
+# ------------------------------------------------------------------ hyperparameters
+# a CUDA GPU gets the larger of two sizes
+device = 'mps' if torch.backends.mps.is_available() else 'cpu'
+if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
+    device = 'cuda'
+seed = 1337  # same seed + same settings = same model
+batch_size = 64 if device == 'cuda' else 16  # sequences per step
+block_size = 256 if device == 'cuda' else 128  # context length, in characters
+n_layer = 6 if device == 'cuda' else 3  # blocks
+n_head = 6 if device == 'cuda' else 4  # attention heads per block
+n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
+mlp_width = 2  # hidden layer of the MLP, as a multiple of n_embd
+dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
+init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+c_proj_gain = 0.0  # likewise for c_proj layers: blocks start by adding nothing [0.3]
+max_iters = 5000 if device == 'cuda' else 1150  # training steps
+learning_rate = 2e-3 if device == 'cuda' else 8e-3  # peak learning rate (tuned for the CPU)
+warmup_iters = 30  # warm-up steps
+weight_decay = 0.1  # on matrices only
+beta2 = 0.99  # AdamW's second-moment decay
+grad_clip = 1.0  # clip the gradient norm at this value
+eval_interval = 500  # evaluate every this many steps
+checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
+resume = False  # continue from the checkpoint, with its sizes
+prompt = ''  # text to continue ('': start with the first character of the vocabulary)
+temperature = 0.8  # below 1: safer; above 1: more surprising
+top_k = 0  # sample from the k most likely characters (0 = all)
+max_new_tokens = 500  # characters to write
+# the ideas; in brackets, gpt.py's choice: with all of those this script computes what gpt.py does
+muon = True  # Muon instead of AdamW for the matrices in the blocks [False]
+muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
+linear_decay = True  # the learning rate falls in a straight line, not a cosine [False]
+activation = 'swiglu'  # or 'relu', 'relu2', 'gelu', 'quick_gelu' ['gelu', with mlp_width = 4]
+rotary = True  # rotate queries and keys by their position, instead of adding wpe [False]
+n_kv_head = 3 if device == 'cuda' else 2  # heads with keys and values of their own [n_head]
+head_gate = True  # a learned gate on the output of each head [False]
+tied = False  # share weights between embedding and head [True]
+smear = 3  # each token also gets a share of this many tokens before it [0]
+qk_norm = device == 'cuda'  # normalize queries and keys (costs time on a CPU) [False]
+rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm (slower on a CPU) [False]
+flash = device == 'cuda'  # attention in one kernel (slower on a CPU) [False]
+use_compile = False  # torch.compile: starts later, then runs faster [False]
+kv_cache = True  # sampling keeps the keys and values of what it has read [False]
 
-why = 'as set'
-if dtype == 'auto' and device.startswith('cuda'):
-    major, minor = torch.cuda.get_device_capability(device)
-    dtype, why = 'bfloat16' if major >= 8 else 'float16', f'compute capability {major}.{minor}'
-elif dtype == 'auto' and device == 'cpu':
-    fast, slow = milliseconds(torch.bfloat16), milliseconds(torch.float32)
-    dtype = 'bfloat16' if fast < slow else 'float32'
-    why = f'a matrix product takes {fast:.1f} ms in bfloat16, {slow:.1f} ms in float32'
-elif dtype == 'auto':
-    dtype, why = 'float32', 'always so on MPS'
-autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype), enabled=dtype != 'float32')
-print(f'device {device}: PyTorch finds {gpus} here; {dtype}: {why}')
+# precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
+dtype = 'float32'
+if device == 'cuda':
+    dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+    if torch.cpu.get_capabilities().get('avx512_bf16'):
+        dtype = 'bfloat16'
 
-# ---------------------------------------------------------------- data
-source = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-try:
-    if not os.path.exists('input.txt'):  # fetch Tiny Shakespeare (Karpathy 2015), all or nothing
-        raw = urllib.request.urlopen(source, timeout=30).read()
-        if hashlib.sha256(raw).hexdigest()[:16] != '86c4e6aa9db7c042': raise OSError('damaged')
-        pathlib.Path('input.txt.tmp').write_bytes(raw)
-        os.replace('input.txt.tmp', 'input.txt')
-    text = pathlib.Path(source := 'input.txt').read_text(encoding='utf-8')
-except (OSError, UnicodeError, http.client.HTTPException) as error:
-    sys.exit(f'{source}: {error}; put a text of your own, in UTF-8, into input.txt in this folder')
-chars = sorted(set(text))  # the vocabulary: each character of the text is a token
-vocab_size, stoi = len(chars), {c: i for i, c in enumerate(chars)}
+def override():
+    """Set any of the above for one run, for example with --max_iters=100."""
+    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
+        return  # pasted into a notebook or a console, whose arguments are its own
+    for arg in sys.argv[1:]:
+        name, equals, value = arg.removeprefix('--').partition('=')
+        kind = type(globals().get(name))
+        if not arg.startswith('--') or kind not in (bool, int, float, str):
+            sys.exit(f'{arg}: no such setting\n{__doc__}')
+        assert equals or kind is bool, f'{arg}: write --{name}=value'
+        if kind is bool:
+            assert value in ('', 'True', 'False'), f'{arg}: True or False?'
+            value = value != 'False'
+        globals()[name] = kind(value)
+
+override()
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+
+# ------------------------------------------------------------------ data
+# input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
+url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
+       'data/tinyshakespeare/input.txt')
+if not os.path.exists('input.txt'):
+    assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
+    print('no input.txt in this folder; downloading', url)
+    download = urllib.request.urlopen(url, timeout=30).read()  # all of it, or an error
+    part = f'input.txt.{os.getpid()}.tmp'
+    with open(part, 'wb') as file:
+        file.write(download)
+    os.replace(part, 'input.txt')
+with open('input.txt', encoding='utf-8-sig') as file:
+    text = file.read()
+chars = sorted(set(text))  # the vocabulary: every character that occurs
+vocab_size = len(chars)
+stoi = {c: i for i, c in enumerate(chars)}
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
+assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
 data = torch.tensor(encode(text), device=device)
-n = int(0.9 * len(data))  # learn from the first nine tenths, be judged on the rest
-train_data, val_data = data[:n], data[n:]
-if n <= block_size or n > len(data) - 2: sys.exit(f'input.txt: {len(data)} characters are too few')
-if set(prompt) - set(chars): sys.exit(f'prompt: {set(prompt) - set(chars)} not in input.txt')
+n = int(0.9 * len(data))
+train_data = data[:n]
+val_data = data[n:]  # the last tenth is never trained on
 
-def get_batch(T):
-    """Random windows of the training text, x and one character further on y, both (B, T)."""
-    start = torch.randint(len(train_data) - T, (batch_size * block_size // T, 1))
-    xy = train_data[(start + torch.arange(T + 1)).to(device)]  # (B, T + 1)
+def get_batch():
+    """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
+    first = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
-# ---------------------------------------------------------------- model
-class Cache:
-    """The keys and values of the positions read so far, in all layers; room for block_size."""
-
-    def __init__(self, B):
-        shape = n_layer, 2, B, n_kv_head, block_size, n_embd // n_head
-        self.kv, self.length = torch.zeros(shape, device=device), 0
-
-    def append(self, layer, k, v):
-        """k and v of new positions, (B, n_kv_head, T, head_size) -> those of all positions."""
-        end = self.length + k.shape[2]  # GPT.logits moves length, once all layers have appended
-        self.kv[layer, :, :, :, self.length:end] = torch.stack((k, v))
-        return self.kv[layer, :, :, :, :end]
-
-class ChannelDropout(nn.Dropout1d):
-    """Dropout of a channel at all positions of a window (Gal & Ghahramani 2016): for a hundredth
-    of the random numbers, which are slow to draw on a CPU. (B, T, n_embd) -> (B, T, n_embd)"""
-
-    def forward(self, x):
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
-
-make_dropout = ChannelDropout if channel_dropout else nn.Dropout
+# ------------------------------------------------------------------ model
+# The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
+# ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
+def rotate(x, cos, sin):
+    """Turn each pair of channels of x (B, heads, T, head_size) by its angle (Su et al. 2021)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 class CausalSelfAttention(nn.Module):
-    """Each position gathers from itself and those before it what it needs (Vaswani et al. 2017).
+    """Each position gathers what it needs from itself and the positions before it."""
 
-    Heads can share keys and values: all of them (multi-query, Shazeer 2019) or groups (Ainslie
-    et al. 2023). The cache then holds n_kv_head / n_head of what it would."""
-
-    def __init__(self, layer):
+    def __init__(self):
         super().__init__()
-        self.layer, head_size = layer, n_embd // n_head
-        self.c_attn = nn.Linear(n_embd, (n_head + 2 * n_kv_head) * head_size, bias=False)
-        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes what the heads found
-        self.attn_dropout = nn.Dropout(0.0 if channel_dropout else dropout)
-        self.resid_dropout = make_dropout(dropout)
-        # added to the scores: 0 on and below the diagonal, -inf above it, where the future lies
+        head_size = n_embd // n_head
+        kv_size = n_kv_head * head_size
+        self.c_attn = nn.Linear(n_embd, n_embd + 2 * kv_size, bias=False)  # q, k and v
+        self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
+        self.attn_dropout = nn.Dropout(dropout)
+        self.resid_dropout = nn.Dropout(dropout)
+        # added to the scores in forward: 0 for the past and present, -inf for the future
         mask = torch.full((block_size, block_size), -math.inf).triu(diagonal=1)
         self.register_buffer('mask', mask, persistent=False)
-        # rotary positions: pair i of channels turns by 10000**(-2i/head_size) at each position
-        frequency = 10000 ** -(torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size).view(-1, 1, 1) * frequency.repeat(2)  # (T, 1, head_size)
-        sin = angle.sin()
-        sin[..., :head_size // 2] *= -1  # (a, b) turns to (a cos - b sin, b cos + a sin)
+        if head_gate:  # Qiu et al. 2025
+            self.gate = nn.Linear(n_embd, n_head, bias=False)
+        # pair i of channels turns by 10000 ** (-2i / head_size) radians at each position
+        speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
+        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
         self.register_buffer('cos', angle.cos(), persistent=False)
-        self.register_buffer('sin', sin, persistent=False)
+        self.register_buffer('sin', angle.sin(), persistent=False)
 
     def forward(self, x, cache=None):
-        """(B, T, n_embd) -> (B, T, n_embd); with a cache, T positions after those in it"""
         B, T, C = x.shape
-        past = cache.length if cache else 0
-        # query, key, value: what a position looks for, what it has to offer, what it then tells
-        qkv = self.c_attn(x).view(B, T, n_head + 2 * n_kv_head, -1)  # (B, T, heads, head_size)
-        qk, v = qkv.split((n_head + n_kv_head, n_kv_head), dim=2)
-        if qk_norm:  # Dehghani et al. 2023
-            qk = F.layer_norm(qk, qk.shape[-1:])
-        if rotary:  # Su et al. 2021: a score then depends on how far apart the two positions are
-            cos, sin = self.cos[past:past + T].to(qk.dtype), self.sin[past:past + T].to(qk.dtype)
-            qk = torch.addcmul(qk * cos, qk.roll(C // n_head // 2, dims=-1), sin)
-        q, k = qk.transpose(1, 2).split((n_head, n_kv_head), dim=1)  # (B, heads, T, head_size)
-        v = v.transpose(1, 2)
-        if cache: k, v = cache.append(self.layer, k, v)
-        if flash:  # Dao et al. 2022; one query alone comes after all keys, and needs no mask
-            p = self.attn_dropout.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1, enable_gqa=True)
+        head_size = C // n_head
+        # query: what am I looking for? key: what do I contain? value: what do I pass on?
+        kv_size = n_kv_head * head_size
+        q, k, v = self.c_attn(x).split((C, kv_size, kv_size), dim=2)
+        q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, n_kv_head, head_size).transpose(1, 2)
+        v = v.view(B, T, n_kv_head, head_size).transpose(1, 2)
+        past = cache['length'] if cache else 0  # positions read earlier
+        if qk_norm:  # so that no score runs away (Dehghani et al. 2023)
+            q = F.layer_norm(q, (head_size,))
+            k = F.layer_norm(k, (head_size,))
+        if rotary:  # scores then depend on how far apart two positions are
+            cos = self.cos[past:past + T].to(q.dtype)
+            sin = self.sin[past:past + T].to(q.dtype)
+            q = rotate(q, cos, sin)
+            k = rotate(k, cos, sin)
+        if cache:
+            if past:
+                k = torch.cat((cache[self][0], k), dim=2)
+                v = torch.cat((cache[self][1], v), dim=2)
+            cache[self] = k, v
+        if n_kv_head < n_head:  # shared by groups of heads (Shazeer 2019, Ainslie et al. 2023)
+            k = k.repeat_interleave(n_head // n_kv_head, dim=1)
+            v = v.repeat_interleave(n_head // n_kv_head, dim=1)
+        if flash:  # Dao et al. 2022; a single query comes after all keys and needs no mask
+            p = dropout if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         else:
-            # scaling q rather than the scores: fewer numbers to touch, the same products; the
-            # heads that share keys stand below each other, as more rows of one product
-            q = (q * (C // n_head)**-0.5).reshape(B, n_kv_head, -1, C // n_head)
-            att = (q @ k.transpose(-2, -1)).view(B, n_head, T, past + T)
-            att = att + self.mask[past:past + T, :past + T]
-            att = F.softmax(att, dim=-1)  # each row sums to 1, the future gets 0
-            att = self.attn_dropout(att).to(v.dtype).view(B, n_kv_head, -1, past + T)
-            y = (att @ v).view(B, n_head, T, -1)
+            q = q * head_size ** -0.5  # or the scores would grow with the head size
+            att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
+            att = F.softmax(att + self.mask[past:past + T, :past + T], dim=-1)  # each row sums to 1
+            y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
+        if head_gate:
+            gate = 2 * torch.sigmoid(self.gate(x))  # (B, T, n_head), all 1 at the start
+            y = y * gate.transpose(1, 2)[..., None]
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
+def swiglu(x):
+    """One half of the channels, through SiLU, gates the other half (Shazeer 2020)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+activations = {
+    'relu': F.relu,
+    'relu2': lambda x: F.relu(x).square(),  # So et al. 2021
+    'gelu': F.gelu,  # Hendrycks & Gimpel 2016
+    'quick_gelu': lambda x: x * torch.sigmoid(1.702 * x),  # from the same paper
+    'swiglu': swiglu,
+}
+
 class MLP(nn.Module):
-    """What each position makes of it, on its own."""
+    """Each position processes, on its own, what it has gathered."""
 
     def __init__(self):
         super().__init__()
         hidden = mlp_width * n_embd
-        if activation == 'swiglu':  # three matrices of 2/3 the width have as many parameters
-            hidden = 8 * math.ceil(hidden / 12)
         gates = hidden if activation == 'swiglu' else 0
-        self.c_fc = nn.Linear(n_embd, hidden + gates, bias=False)  # wide
-        self.c_proj = nn.Linear(hidden, n_embd, bias=False)  # and back
-        self.dropout = make_dropout(dropout)
+        self.c_fc = nn.Linear(n_embd, gates + hidden, bias=False)
+        self.c_proj = nn.Linear(hidden, n_embd, bias=False)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        x = self.c_fc(x)
-        if activation == 'swiglu':  # Shazeer 2020: a gate for each value
-            gate, value = x.chunk(2, dim=-1)
-            x = F.silu(gate) * value
-        elif activation == 'relu2': x = F.relu(x).square()  # So et al. 2021
-        elif activation == 'relu': x = F.relu(x)
-        elif activation == 'gelu': x = F.gelu(x)  # Hendrycks & Gimpel 2016
-        else: x = x * torch.sigmoid(1.702 * x)  # QuickGELU, of the same paper
-        return self.dropout(self.c_proj(x))
+        return self.dropout(self.c_proj(activations[activation](self.c_fc(x))))
 
 def make_norm():
     """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016), over the channels."""
     return nn.RMSNorm(n_embd) if rms_norm else nn.LayerNorm(n_embd)
 
 class Block(nn.Module):
-    """Positions talk (attention), then think (MLP)."""
+    """Communicate, then compute. Both add to x instead of replacing it."""
 
-    def __init__(self, layer):
-        super().__init__()
-        self.ln_1, self.attn = make_norm(), CausalSelfAttention(layer)  # each layer has its norm
-        self.ln_2, self.mlp = make_norm(), MLP()
-
-    def forward(self, x, cache=None):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
-
-class GPT(nn.Module):
     def __init__(self):
         super().__init__()
-        self.wte = nn.Embedding(vocab_size, n_embd)  # which token it is
-        if not rotary: self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
-        self.smear = nn.Parameter(torch.zeros(smear, n_embd))  # how much of the tokens before
-        self.drop = make_dropout(dropout)
-        self.h = nn.ModuleList([Block(layer) for layer in range(n_layer)])  # the hidden layers
-        self.ln_f = make_norm()  # the final norm
-        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)  # channels -> logits
-        if tied: self.lm_head.weight = self.wte.weight  # one table does both (Press & Wolf 2017)
-        # the gains are tuned, on Tiny Shakespeare; a layer whose output is added to the residual
-        # stream starts the smaller, the more of them there are (Radford et al. 2019), or at zero
+        self.ln_1 = make_norm()
+        self.attn = CausalSelfAttention()
+        self.ln_2 = make_norm()
+        self.mlp = MLP()
+
+    def forward(self, x, cache=None):
+        x = x + self.attn(self.ln_1(x), cache)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+class GPT(nn.Module):
+    """Embeddings, a stack of blocks, and a head that scores every possible next character."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
+        if not rotary:
+            self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        self.smear = nn.Parameter(torch.zeros(smear, n_embd))  # shares of the tokens before
+        self.drop = nn.Dropout(dropout)
+        self.h = nn.ModuleList([Block() for _ in range(n_layer)])
+        self.ln_f = make_norm()
+        self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
+        if tied:
+            self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
         for name, p in self.named_parameters():
-            if name.startswith('h') and p.dim() == 2:
-                gain = 0.8 if 'c_proj' not in name else 0 if zero_init else 0.8 / (2 * n_layer)**0.5
-                nn.init.normal_(p, std=gain * p.shape[1]**-0.5)
-        nn.init.normal_(self.wte.weight, std=0.05)
-        if not rotary: nn.init.normal_(self.wpe.weight, std=0.05)
-        if not tied: nn.init.zeros_(self.lm_head.weight)
+            if p.dim() == 2:
+                gain = c_proj_gain if 'c_proj' in name else init_gain
+                std = gain * p.shape[1] ** -0.5
+                if name in ('wte.weight', 'wpe.weight'):
+                    std = 0.07  # for a first loss near ln(vocab_size), as for guessing
+                if 'gate' in name or name in ('smear', 'lm_head.weight'):
+                    std = 0.0  # gates start open, an untied head at equal chances
+                nn.init.normal_(p, std=std)
 
-    def logits(self, idx, cache=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size); with a cache, of those not yet in it."""
-        x = self.wte(idx)  # (B, T, n_embd)
-        if not rotary: x = x + self.wpe.weight[:idx.shape[1]]
-        x = x + sum(share * F.pad(x, (0, 0, back, 0))[:, :-back]  # shifted by so many positions
-                    for back, share in enumerate(self.smear, 1))
+    @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+    def forward(self, idx, targets=None, cache=None):
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
+
+        With a cache: the logits of the positions that it does not hold yet."""
+        x = tok = self.wte(idx)  # (B, T, n_embd)
+        if not rotary:
+            x = x + self.wpe.weight[:idx.shape[1]]
+        for i, share in enumerate(self.smear, 1):
+            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]  # the token i places before
         x = self.drop(x)
-        if cache: x = x[:, cache.length:]
-        for block in self.h: x = block(x, cache)
-        if cache: cache.length = idx.shape[1]
-        return self.lm_head(self.ln_f(x)).float()
-
-    @autocast  # matrix products in dtype; softmax, LayerNorm and loss in float32
-    def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
-        logits = self.logits(idx)
-        if targets is None: return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        if cache:
+            x = x[:, cache['length']:]
+        for block in self.h:
+            x = block(x, cache)
+        if cache:
+            cache['length'] = idx.shape[1]
+        logits = self.lm_head(self.ln_f(x)).float()
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, on_token=None,
-                 use_cache=kv_cache):
-        """idx (B, T) -> (B, T + max_new_tokens), sampled; on_token sees each one (B, 1) at once.
-
-        With use_cache only new positions are read, until a window is full."""
-        start, cache = max(0, idx.shape[1] - block_size), Cache(len(idx)) if use_cache else None
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
+        """Continue idx (B, T), yielding one new token (B, 1) at a time."""
+        cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
-            if idx.shape[1] - start > block_size:  # a full cache is made anew from its last half
-                start = idx.shape[1] - ((block_size + 1) // 2 if use_cache else block_size)
-                cache = Cache(len(idx)) if use_cache else None
-            # one position is too little work to pay for casting all weights: no autocast there
-            logits = self.logits(idx[:, start:], cache) if use_cache else self(idx[:, start:])[0]
-            logits = logits[:, -1] / temperature  # (B, vocab_size)
-            if top_k > 0:  # the rest becomes impossible
-                logits[logits < logits.topk(min(top_k, vocab_size)).values[:, -1:]] = -math.inf
-            idx_next = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)  # (B, 1)
-            idx = torch.cat((idx, idx_next), dim=1)
-            if on_token: on_token(idx_next)
-        return idx
+            if idx.shape[1] > block_size and kv_cache:  # full: start again from the last half
+                idx = idx[:, -max(1, block_size // 2):]
+                cache = {'length': 0}
+            logits, _ = self(idx[:, -block_size:], cache=cache)
+            logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
+            if top_k > 0:
+                kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]
+                logits[logits < kth] = -math.inf
+            token = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+            idx = torch.cat((idx, token), dim=1)
+            yield token
 
-# ---------------------------------------------------------------- training
-@torch.no_grad()
-def evaluate():
-    """Mean loss over the whole validation split, nats per character; nothing random."""
-    model.eval()
-    count = len(val_data) - 1  # every character but the first is predicted, once
-    pad = (0, -count % block_size)  # fills the last window; a target of -1 is not scored
-    x = F.pad(val_data[:-1], pad).view(-1, block_size).split(64)
-    y = F.pad(val_data[1:], pad, value=-1).view(-1, block_size).split(64)
-    total = sum(model(xb, yb)[1].item() * (yb >= 0).sum().item() for xb, yb in zip(x, y))
-    model.train()
-    return total / count
-
-def save():
-    """Write the checkpoint aside, then move it into place: a kill leaves the old or the new one."""
-    state = {'must_fit': must_fit, 'model': model.state_dict(), 'best': best, 'step': step,
-             'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(),
-             'random': torch.get_rng_state(), 'losses': losses, 'val_losses': val_losses,
-             'seconds': seconds}
-    try:
-        torch.save(state, checkpoint + '.tmp')
-        os.replace(checkpoint + '.tmp', checkpoint)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f'could not write {checkpoint} ({error}); what was there before is untouched')
-
-def plot():
-    """Print the loss as a curve: '.' training (the mean of a column's steps), 'o' validation."""
-    curve = F.adaptive_avg_pool1d(torch.tensor([losses]), 64)[0].tolist()
-    points = [(loss, i, '.') for i, loss in enumerate(curve)]
-    points += [(loss, (i - 1) * 64 // len(losses), 'o') for loss, i in val_losses]
-    low, high = min(points)[0], max(points)[0]
-    rows = [[' '] * 64 for _ in range(11)]
-    for loss, column, mark in points:
-        rows[round((high - loss) / (high - low + 1e-9) * 10)][column] = mark
-    for i, row in enumerate(rows):
-        print(f'{high - i * (high - low) / 10:5.2f} |' + ''.join(row))
-    print(f"{'step 1':>12}{'. training loss, o validation loss':^44}step {len(losses)}")
-
-class Optimizers:
-    """Several optimizers that look like one; each parameter of the model must be in just one."""
-
-    def __init__(self, *parts):
-        self.parts = parts
-        params = [id(p) for group in self.param_groups for p in group['params']]
-        assert sorted(params) == sorted(id(p) for p in model.parameters())
-
-    @property
-    def param_groups(self):
-        return [group for part in self.parts for group in part.param_groups]
-
-    def zero_grad(self):
-        for part in self.parts: part.zero_grad()
-
-    def step(self):
-        for part in self.parts: part.step()
-
-    def state_dict(self):
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states):
-        for part, state in zip(self.parts, states): part.load_state_dict(state)
+# ------------------------------------------------------------------ training
+if resume:
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
+    globals().update(saved['sizes'])
+    override()  # a size that was typed must match: the next assert
+sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+             mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation, rotary=rotary,
+             head_gate=head_gate, tied=tied, smear=smear, qk_norm=qk_norm, rms_norm=rms_norm,
+             muon=muon)
+if resume:
+    assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
+assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
+assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n_head})'
+assert n_embd // n_head % 2 == 0 or not rotary, 'rotary: n_embd / n_head must be even'
+assert activation in activations, f'activation: one of {", ".join(activations)}'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
+assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
 
 torch.manual_seed(seed)
 model = GPT().to(device)
-print(f'{len(data):,} characters, {vocab_size} different; '
-      f'{sum(p.numel() for p in model.parameters()):,} parameters')
-print(f'key/value cache: {Cache(1).kv.nbytes / 1024:.0f} KiB for a window; '
-      f'{n_kv_head} heads of {n_head} have keys and values of their own')
-matrices = {name: p for name, p in model.named_parameters() if p.dim() == 2}
-inner = [p for name, p in matrices.items() if muon and name.startswith('h.')]  # in the blocks
-outer = [p for name, p in matrices.items() if not (muon and name.startswith('h.'))]
-vectors = [p for p in model.parameters() if p.dim() == 1]  # the norms': no pull towards zero
-parts = [torch.optim.AdamW([{'params': outer, 'weight_decay': weight_decay},
-                            {'params': vectors, 'weight_decay': 0.0}],
-                           betas=(0.9, beta2), fused=True)]
-if muon:  # Jordan 2024: a step along the gradient with all its directions made equally long
-    inner = {'params': inner, 'ratio': muon_learning_rate / learning_rate}
-    parts.append(torch.optim.Muon([inner], weight_decay=weight_decay))
-optimizer, train_model = Optimizers(*parts), model
-if use_compile:
-    try:
-        torch.compile(torch.neg)(torch.ones(1, device=device))  # fails where there is no compiler
-        train_model = torch.compile(model)
-    except Exception as error:
-        print(f'use_compile: not here, so without it ({error})'.splitlines()[0])
-scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
-step, losses, val_losses, seconds, best = 0, [], [], 0.0, model.state_dict()
-must_fit = {'script': 'modern_gpt.py', 'chars': ''.join(chars)}
-must_fit |= {name: globals()[name] for name in (
-    'block_size', 'n_layer', 'n_head', 'n_kv_head', 'n_embd', 'mlp_width', 'activation', 'rotary',
-    'rms_norm', 'qk_norm', 'tied', 'smear', 'muon')}
+print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
+      f'{len(data):,} characters, {vocab_size} different')
+
+def orthogonalize(x):
+    """For each matrix of x (n, rows, columns) the nearest one with singular values near 1.
+
+    Newton-Schulz iteration; its coefficients are those of Jordan et al. 2024."""
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value above 1
+    if dtype == 'bfloat16':
+        x = x.bfloat16()
+    for _ in range(5):  # each round takes every singular value s to a s + b s**3 + c s**5
+        s = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
+    return x.mT if tall else x
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, then a step that goes equally far in every direction (Jordan et al. 2024).
+
+    Each group holds matrices of one shape, stacked so that one product serves them all."""
+
+    def __init__(self, groups, weight_decay):
+        super().__init__(groups, dict(lr=0.0, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            params = group['params']
+            grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
+            state = self.state[params[0]]
+            if not state:
+                state['momentum'] = torch.zeros_like(grad)
+            momentum = state['momentum'].lerp_(grad, 0.05)
+            update = orthogonalize(grad.lerp(momentum, 0.95))  # Nesterov's momentum
+            rows, columns = params[0].shape
+            update = update * max(1, rows / columns) ** 0.5
+            for p, u in zip(params, update):
+                p.mul_(1 - group['lr'] * group['weight_decay'])
+                p.sub_(group['lr'] * u)
+
+inner = []  # the matrices in the blocks, but for the gates
+if muon:
+    inner = [p for name, p in model.h.named_parameters() if 'c_' in name]
+matrices = [p for p in model.parameters() if p.dim() == 2 and p not in set(inner)]
+vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not decayed
+adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
+                           {'params': vectors, 'weight_decay': 0.0}],
+                          betas=(0.9, beta2), fused=True)
+optimizers = [adamw]
+if muon:
+    shapes = dict.fromkeys(p.shape for p in inner)  # in order, without repetition
+    groups = [{'params': [p for p in inner if p.shape == shape]} for shape in shapes]
+    optimizers.append(Muon(groups, weight_decay))
+every = [p for optimizer in optimizers for group in optimizer.param_groups
+         for p in group['params']]
+assert len(every) == len(set(every)) == len(list(model.parameters()))  # each has one optimizer
+train_model = torch.compile(model) if use_compile else model
+scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+
+@torch.no_grad()
+def evaluate():
+    """Exact mean loss over the validation text, in nats per character."""
+    model.eval()
+    n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
+    x = val_data[:n * block_size].view(n, block_size)
+    y = val_data[1:n * block_size + 1].view(n, block_size)
+    total = 0.0
+    for xb, yb in zip(x.split(32), y.split(32)):
+        total += model(xb, yb)[1].item() * len(xb)
+    model.train()
+    return total / n
+
+step = 0
+train_loss = 0.0  # running mean of about the last 100 steps
+best_loss = math.inf  # lowest validation loss
+best = {}  # the weights that reached it
 if resume:
-    try:
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        misfits = [f'{k}={v!r}'[:60] for k, v in saved['must_fit'].items()
-                   if v != must_fit.get(k)]
-    except Exception as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        sys.exit(f'cannot resume from {checkpoint}: {reason}')
-    if misfits: sys.exit(f'cannot resume: {checkpoint} was made with {", ".join(misfits)}')
     model.load_state_dict(saved['model'])
-    optimizer.load_state_dict(saved['optimizer'])
-    scaler.load_state_dict(saved['scaler'])
-    torch.set_rng_state(saved['random'].cpu())
-    step, losses, val_losses, seconds, best = (
-        saved[name] for name in ('step', 'losses', 'val_losses', 'seconds', 'best'))
-    print(f'resumed from {checkpoint} after step {step}')
+    # betas and weight decay are this run's, not the saved ones
+    for optimizer, state in zip(optimizers, saved['optimizers']):
+        state['param_groups'] = optimizer.state_dict()['param_groups']
+        optimizer.load_state_dict(state)
+    if saved['scaler']:  # empty unless it was trained in float16
+        scaler.load_state_dict(saved['scaler'])
+    step = saved['step']
+    train_loss = saved['train_loss']
+    best_loss = saved['best_loss']
+    best = saved['best']
+    print(f'loaded {checkpoint}, saved after step {step}, with {sizes}')
 
-interrupts = []  # Ctrl-C makes the step at hand the last one
-signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
-clear = '\r' + ' ' * 79 + '\r' if sys.stdout.isatty() else ''  # a file gets no progress line
-start, shown, first = time.time() - seconds, 0.0, step + 1
-for step in range(first, max_iters + 1):
-    lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # a quarter of a cosine
-    if linear_decay:  # constant, then straight down
-        lr = learning_rate * min(1, (max_iters + 1 - step) / (linear_decay * max_iters))
-    lr *= min(1, step / warmup_iters)
-    for group in optimizer.param_groups: group['lr'] = lr * group.get('ratio', 1)
-    window = max(1, block_size // 2) if step <= half_until * max_iters else block_size
-    logits, loss = train_model(*get_batch(window))
-    optimizer.zero_grad()
+temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
+if step < max_iters:
+    open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+    os.remove(temporary)
+    if os.path.isfile(checkpoint) and not resume:
+        os.replace(checkpoint, checkpoint + '.old')
+        print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+
+stop = []  # no longer empty after Ctrl-C
+def interrupt(*_):
+    """First Ctrl-C: end training after the current step. Second: stop at once."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop.append(True)
+
+signal.signal(signal.SIGINT, interrupt)
+
+def report(line):
+    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+    try:
+        print(line)
+    except OSError:
+        stop.append(True)
+
+def save():
+    """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
+    state = dict(sizes=sizes, optimizers=[o.state_dict() for o in optimizers],
+                 scaler=scaler.state_dict(), model=model.state_dict(), best=best,
+                 chars=chars, step=step, train_loss=train_loss, best_loss=best_loss)
+    try:
+        with open(temporary, 'wb') as file:
+            torch.save(state, file)
+        os.replace(temporary, checkpoint)
+    except (OSError, RuntimeError) as error:  # a full disk, for example
+        report(f'could not write {checkpoint}: {error}')
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+start_time = time.time()
+for step in range(step + 1, max_iters + 1):
+    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+    fall = math.cos(math.pi / 2 * (step - 1) / max_iters)  # to zero
+    if linear_decay:
+        fall = 1 - (step - 1) / max_iters
+    for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):
+        for group in optimizer.param_groups:
+            group['lr'] = peak * fall * min(step / (warmup_iters + 1), 1)
+    x, y = get_batch()
+    logits, loss = train_model(x, y)
+    model.zero_grad()
     scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    scaler.step(optimizer)
+    for optimizer in optimizers:
+        scaler.step(optimizer)
     scaler.update()
-    losses.append(loss.item())
-    last = step == max_iters or bool(interrupts)
-    val_loss = evaluate() if step % eval_interval == 0 or last else None
-    if not math.isfinite(losses[-1] + (val_loss or 0)):  # before it can reach the checkpoint
-        sys.exit(f'{clear}step {step}: the loss is not finite: try a lower learning_rate than '
-                 f'{learning_rate}; {checkpoint} is as it was')
-    seconds = time.time() - start
-    speed = step * batch_size * block_size / seconds  # tokens per second
-    if val_loss is not None:
-        val_losses.append((val_loss, step))
-        best_loss, best_step = min(val_losses)
-        loss = sum(losses[-100:]) / len(losses[-100:])  # of the last hundred steps
-        print(f'{clear}step {step:4}: train loss {loss:.4f}, val loss {val_loss:.4f}, '
-              f'{seconds:.1f} s', flush=True)
-        if best_step == step: best = {name: t.clone() for name, t in model.state_dict().items()}
-        if best_step == step or last: save()
-        if last: break
-    elif clear and seconds > shown + 0.2:
-        shown = seconds
-        print(f'{clear}step {step}/{max_iters}, loss {losses[-1]:.4f}, {speed:,.0f} tokens/s, '
-              f'{seconds / step * (max_iters - step):.0f} s left', end='', flush=True)
-if first <= max_iters:
-    plot()
-    print(f'best val loss {best_loss:.4f} (step {best_step}), perplexity '
-          f'{torch.tensor(best_loss).exp():.2f}, {seconds:.1f} s, {speed:,.0f} tokens/s')
 
-# ---------------------------------------------------------------- sampling
-signal.signal(signal.SIGINT, lambda *_: sys.exit())  # all is saved: Ctrl-C just ends the sample
-model.load_state_dict(best)
+    train_loss += (loss.item() - train_loss) / min(step, 100)
+    assert math.isfinite(train_loss), f'the loss is {loss}; lower learning_rate'
+    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+        stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
+        report(f'{step:6} {stars}')
+    if step % eval_interval == 0 or step == max_iters:
+        val_loss = evaluate()
+        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower learning_rate'
+        if val_loss < best_loss:
+            best_loss = val_loss
+            best = {name: p.clone() for name, p in model.state_dict().items()}
+        save()
+        report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+               f'{time.time() - start_time:.1f} s')
+    if stop:
+        save()
+        report(f'stopped after step {step}')
+        break
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# ------------------------------------------------------------------ sampling
+if best:
+    model.load_state_dict(best)
+    print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
 model.eval()
-if kv_cache:  # what that buys, in a text longer than a window
-    write = lambda use_cache: model.generate(data[None, :block_size], block_size,
-                                             use_cache=use_cache)
-    with torch.random.fork_rng():  # the sample below is the same, timed or not
-        fast, slow = (block_size / timeit.timeit(lambda: write(use_cache), number=1)
-                      for use_cache in (True, False))
-    print(f'sampling: {fast:,.0f} tokens/s; without the key/value cache {slow:,.0f} tokens/s')
-idx = torch.tensor([encode(prompt) or [0]], device=device)  # (1, T)
 print('-' * 64 + '\n' + prompt, end='')
-model.generate(idx, max_new_tokens, temperature, top_k,
-               lambda token: print(decode(token[0]), end='', flush=True))
+idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
+for token in model.generate(idx, max_new_tokens, temperature, top_k):
+    print(decode(token[0]), end='', flush=True)
 print()

@@ -39,7 +39,7 @@ SCRIPTS = {
     'modern_gpt.py': GPT + ' --dropout=0.1',
     'gpt2.py': f'{GPT} --vocab_size=300 --total_batch_size=128 --cache_dir={ROOT.name}/cache',
 }
-NEW = 'bigram.py', 'gpt.py'  # the scripts that have the form of section 2 of the design
+NEW = 'bigram.py', 'gpt.py', 'modern_gpt.py'  # the scripts that have the form of section 2 of the design
 TEXTUAL = [script for script in SCRIPTS if script not in ('addition_gpt.py', 'gpt2.py')]
 # what scales a command of the README down, behind the command's own settings
 TINY = '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 '
@@ -246,8 +246,9 @@ class EveryScript(unittest.TestCase):
             ('addition_gpt.py', '--chain_of_thought=True --position=abacus', 'position=learned'),
             ('pretrain_finetune.py', '--lora_rank=-1', 'lora_rank=-1'),
             ('pretrain_finetune.py', '--corpus=no.txt', 'no.txt'),
-            ('modern_gpt.py', '--n_kv_head=3', 'n_kv_head=3'),
-            ('modern_gpt.py', '--activation=tanh', 'activation=tanh'),
+            ('modern_gpt.py', '--n_kv_head=3', 'n_kv_head (3)'),
+            ('modern_gpt.py', '--activation=tanh', 'relu2'),
+            ('modern_gpt.py', '--n_embd=30', 'rotary'),
             ('gpt2.py', '--total_batch_size=200', '128 does'), ('gpt2.py', '--top_p=0', 'top_p'))]
         for scripts, settings, message in rows:
             for script in scripts:
@@ -353,6 +354,9 @@ def reference(names, model, idx):
             q, k = rotate(q), rotate(k)
         att = (q @ k.transpose(-2, -1) / math.sqrt(head_size)).exp().tril()
         y = att / att.sum(-1, keepdim=True) @ v
+        if f'h.{i}.attn.gate.weight' in w:
+            gate = 2 / (1 + torch.exp(-linear(x, f'h.{i}.attn.gate')))  # (B, T, n_head)
+            y = y * gate.transpose(1, 2)[..., None]
         return linear(y.transpose(1, 2).reshape(B, T, -1), f'h.{i}.attn.c_proj')
 
     def mlp(x, i):
@@ -371,12 +375,11 @@ def reference(names, model, idx):
             x = x / 2 * (1 + torch.erf(x / 2**0.5))
         return linear(x, f'h.{i}.mlp.c_proj')
 
-    x = w['wte.weight'][idx]
+    x = token = w['wte.weight'][idx]
     if 'wpe.weight' in w:
         x = x + w['wpe.weight'][:T]
-    before = x
     for back, share in enumerate(w.get('smear', ()), 1):
-        x = x + share * F.pad(before, (0, 0, back, 0))[:, :T]
+        x = x + share * F.pad(token, (0, 0, back, 0))[:, :T]
     for i in range(config['n_layer']):
         if block == 'Block':
             x = x + attention(norm(x, f'h.{i}.ln_1'), i)
@@ -407,7 +410,7 @@ MODELS = [  # script, settings
     ('pretrain_finetune.py', '--pretrain_max_iters=0'),
     ('modern_gpt.py', MODERN),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=1 --activation=relu2 --flash=True'),
-    ('modern_gpt.py', f'{MODERN} --n_kv_head=4 --activation=gelu --tied=True --smear=0'),
+    ('modern_gpt.py', f'{MODERN} --n_kv_head=4 --activation=gelu --tied --smear=0 --head_gate=False'),
     ('modern_gpt.py', f'{MODERN} --activation=quick_gelu --rms_norm=True --qk_norm=False'),
     ('modern_gpt.py', f'{MODERN} --activation=relu --rotary=False'),
     ('gpt2.py', '--n_head=4'),
@@ -548,33 +551,62 @@ class Model(unittest.TestCase):
 
 class Modern(unittest.TestCase):
     """What modern_gpt.py adds to gpt.py."""
+    AS_GPT = ('--muon=False --linear_decay=False --activation=gelu --rotary=False --smear=0 '
+              '--head_gate=False --qk_norm=False --rms_norm=False --flash=False --tied '
+              '--kv_cache=False --mlp_width=4 --c_proj_gain=0.3')
 
-    def modern(self, settings=''):
-        return untrained('modern_gpt.py', f'--n_head=4 --dropout=0 {settings}')
+    def test_is_gpt(self):
+        """With every switch at gpt.py's choice: its losses, weights and text, to the last bit."""
+        for more in '', ' --dtype=bfloat16 --n_head=4 --n_embd=48':
+            kv = '4' if more else '2'
+            classic = execute('gpt.py', SCRIPTS['gpt.py'] + more)
+            modern = execute('modern_gpt.py', f'{SCRIPTS["gpt.py"]}{more} {self.AS_GPT} '
+                                              f'--n_kv_head={kv}')
+            self.assertEqual(without_seconds(classic.out), without_seconds(modern.out))
+            weights = modern.names['model'].state_dict()
+            for name, p in classic.names['model'].state_dict().items():
+                self.assertTrue(torch.equal(p, weights[name]), name)
 
-    def test_layers(self):
-        """SwiGLU has two thirds of the width, twice; dropout zeroes a channel everywhere."""
-        names = self.modern()
-        self.assertEqual(names['model'].h[0].mlp.c_fc.out_features, 2 * 88)
-        dropped = names['make_dropout'](0.5)(torch.ones(40, 16, 32))
-        self.assertEqual({*dropped.mean(dim=1).flatten().tolist()}, {0, 2})
+    def test_switches(self):
+        """No switch is without effect: each changes the losses of the defaults."""
+        plain = losses(execute('modern_gpt.py', GPT).out)
+        switches = ('muon=False', 'linear_decay=False', 'activation=relu2', 'rotary=False',
+                    'smear=0', 'head_gate=False', 'tied', 'c_proj_gain=0.3', 'n_kv_head=1',
+                    'qk_norm', 'rms_norm', 'muon_learning_rate=0.03')
+        for switch in switches:
+            changed = losses(execute('modern_gpt.py', f'{GPT} --{switch}').out)
+            self.assertNotEqual(changed, plain, switch)
+
+    def test_start(self):
+        """At the start the blocks add nothing and all characters are equally likely."""
+        names = execute('modern_gpt.py', f'{GPT} --max_iters=0').names
+        self.assertEqual(names['model'].h[0].mlp.c_fc.out_features, 2 * 2 * 32)  # SwiGLU
+        start = names['model'].state_dict()
+        learned = execute('modern_gpt.py', GPT).names['model'].state_dict()
+        for name, p in start.items():
+            zero = 'gate' in name or 'c_proj' in name or name in ('smear', 'lm_head.weight')
+            self.assertEqual(not p.any(), zero or 'bias' in name, name)
+            self.assertFalse(torch.equal(p, learned[name]), name)
 
     def test_cache(self):
         """The cache changes no logits and no text; a full one goes on from its last half."""
         for settings in ('--qk_norm=True', '--n_kv_head=4 --flash=True',
                          '--n_kv_head=1 --rotary=False --smear=0'):
-            names = self.modern(settings)
-            model, cache = names['model'], names['Cache'](3)
-            self.assertEqual(cache.kv.shape[3], names['n_kv_head'])
+            names = untrained('modern_gpt.py', f'--n_head=4 --dropout=0 {settings}')
+            model = names['model']
+            cache = {'length': 0}
             idx = torch.randint(names['vocab_size'], (3, 16))
-            parts = [model.logits(idx[:, :end], cache) for end in (5, *range(6, 17))]
+            parts = [model(idx[:, :end], cache=cache)[0] for end in (5, *range(6, 17))]
             torch.testing.assert_close(torch.cat(parts, dim=1), model(idx)[0])
+            k, v = cache[model.h[0].attn]
+            self.assertEqual(k.shape, (3, names['n_kv_head'], 16, 8))
             reads = []
             model.ln_f.register_forward_pre_hook(
                 lambda _, args: reads.append(args[0].shape[1]))
             for use, expected in (True, [3] + 13 * [1]), (False, [*range(3, 17)]):
                 reads.clear()
-                out = model.generate(idx[:, :3], 40, top_k=1, use_cache=use)
+                names['kv_cache'] = use
+                out = torch.cat([idx[:, :3], *model.generate(idx[:, :3], 40, top_k=1)], dim=1)
                 self.assertEqual(reads[:14], expected)
                 begin = 0
                 for t in range(3, 43):
@@ -584,28 +616,44 @@ class Modern(unittest.TestCase):
                     self.assertTrue(torch.equal(out[:, t], logits.argmax(dim=-1)))
 
     def test_training(self):
-        """Muon has the blocks' matrices; sequences start half as long; rates fall to 0."""
-        line = 'seen.append((logits.shape[:2], [g["lr"] for g in optimizer.param_groups]))'
+        """Each parameter has one optimizer; the rates fall to zero, and can be set on resuming."""
+        line = 'seen.append([g["lr"] for o in optimizers for g in o.param_groups])'
         edit = lambda source: source.replace('scaler.update()', line)
-        for settings, fall in (
-                ('', lambda step: min(1, (13 - step) / 9.6)),
-                ('--linear_decay=0', lambda step: math.cos(math.pi / 2 * (step - 1) / 12))):
-            settings = f'{GPT} --warmup_iters=4 {settings}'
-            names = execute('modern_gpt.py', settings, None, edit, {'seen': []}).names
-            for step, (shape, rates) in zip(range(1, 13), names['seen'], strict=True):
-                self.assertEqual(shape, (16, 8) if step <= 6 else (8, 16))
+        cosine = lambda step: math.cos(math.pi / 2 * (step - 1) / 12)
+        for more, fall in (' --linear_decay=False', cosine), ('', lambda step: (13 - step) / 12):
+            settings = f'{GPT} --warmup_iters=3{more}'
+            run = execute('modern_gpt.py', settings, None, edit, {'seen': []})
+            for step, rates in zip(range(1, 13), run.names['seen'], strict=True):
                 rate = 0.01 * min(1, step / 4) * fall(step)
-                torch.testing.assert_close(rates, [rate, rate, 2 * rate])
-        model, optimizer = names['model'], names['optimizer']
-        self.assertIsInstance(optimizer.parts[1], torch.optim.Muon)
-        groups = [set(group['params']) for group in optimizer.param_groups]
-        self.assertEqual(groups[1], {p for p in model.parameters() if p.dim() == 1})
-        self.assertEqual(groups[2], {p for p in model.h.parameters() if p.dim() == 2})
-        start = execute('modern_gpt.py', f'{GPT} --max_iters=0').names['model'].state_dict()
-        for name, p in model.named_parameters():
-            self.assertFalse(torch.equal(p, start[name]), name)  # it has learned
-            if name == 'lm_head.weight' or 'c_proj' in name:
-                self.assertFalse(start[name].any(), name)  # from a start at zero
+                torch.testing.assert_close(rates[:2], 2 * [rate])
+                torch.testing.assert_close(rates[2:], 4 * [2 * rate])  # Muon's
+        again = f'{settings} --resume --max_iters=24 --muon_learning_rate=0.5 --weight_decay=0.3'
+        names = execute('modern_gpt.py', again, run.folder, edit, {'seen': []}).names
+        self.assertAlmostEqual(names['seen'][0][-1], 0.5 * 12 / 24)
+        adamw, muon = names['optimizers']
+        matrices = {p for name, p in names['model'].h.named_parameters()
+                    if p.dim() == 2 and 'gate' not in name}
+        self.assertEqual({p for group in muon.param_groups for p in group['params']}, matrices)
+        for group in adamw.param_groups + muon.param_groups:
+            self.assertEqual(group['weight_decay'], 0.3 if group['params'][0].dim() > 1 else 0.0)
+
+    @unittest.skipUnless(hasattr(torch.optim, 'Muon'), 'needs torch 2.9')
+    def test_muon(self):
+        """Steps as torch.optim.Muon takes them, for wide and for tall matrices."""
+        names = execute('modern_gpt.py', f'{GPT} --max_iters=0 --dtype=bfloat16').names
+        for shape in (32, 64), (64, 32), (32, 32):
+            ours = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
+            theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+            one = names['Muon']([{'params': ours, 'lr': 0.1}], 0.2)
+            other = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.2)
+            for _ in range(3):
+                for p, q in zip(ours, theirs):
+                    p.grad = torch.randn(shape)
+                    q.grad = p.grad.clone()
+                one.step()
+                other.step()
+            for p, q in zip(ours, theirs):
+                torch.testing.assert_close(p, q, atol=0.006, rtol=0.0)
 
 class Addition(unittest.TestCase):
     """What addition_gpt.py writes, learns from, and counts."""
@@ -1098,7 +1146,7 @@ class Checkpoint(unittest.TestCase):
     def same_end(self, a, b, file):
         self.assertEqual(*(without_seconds(run.out).split(LINE)[1:] for run in (a, b)))
         a, b = (torch.load(run.folder / file, weights_only=True) for run in (a, b))
-        keys = a if file in ('gpt.pt', 'rung.pt') else ('model', 'best', 'optimizer', 'step')
+        keys = a if file in ('gpt.pt', 'rung.pt', 'modern_gpt.pt') else ('model', 'best', 'optimizer', 'step')
         for key in keys:
             self.same(a[key], b[key], key)
 
@@ -1106,13 +1154,13 @@ class Checkpoint(unittest.TestCase):
         """Killed after a checkpoint, or ended by Ctrl-C between two, in any script and stage."""
         kill = 'sys.exit("killed")'
         interrupt = 'signal.raise_signal(signal.SIGINT)'
-        old = 'addition_gpt.py', 'modern_gpt.py'
         rows = [  # script, more settings, text, stage, checkpoint
             ('gpt.py', '', TEXT, '', 'gpt.pt'),
             ('gpt.py', ' --rung=5 --n_embd=32', TEXT, '', 'rung.pt'),
             ('gpt.py', ' --dtype=float16', TEXT, '', 'gpt.pt'),
             ('gpt.py', ' --max_iters=40', OVERFITS, '', 'gpt.pt'),
-            *((script, '', TEXT, '', script.replace('.py', '.pt')) for script in old),
+            ('modern_gpt.py', '', TEXT, '', 'modern_gpt.pt'),
+            ('addition_gpt.py', '', TEXT, '', 'addition_gpt.pt'),
             ('gpt2.py', ' --dropout=0.1', TEXT, '', 'gpt2.pt'),
             ('pretrain_finetune.py', '', TEXT, 'pretrain', 'pretrained_gpt.pt'),
             ('pretrain_finetune.py', ' --lora_rank=2', TEXT, 'finetune', 'finetuned_gpt.pt'),
@@ -1288,6 +1336,8 @@ class Repository(unittest.TestCase):
         for name, (first, last) in blocks.items():
             versions = set()
             for script in NEW:
+                if script == 'modern_gpt.py' and name in ('step', 'optimizer'):
+                    continue  # it has two optimizers
                 source = read(script)
                 for own in (r'    assert not resume, .*\n', r'    lr = lr \* .*\n',
                             r'device_type = .*\nautocast = .*\n'):  # what bigram.py lacks
