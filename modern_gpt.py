@@ -12,6 +12,7 @@
 New since gpt.py, and gone from it: the ladder.
 - Muon: orthogonalized updates for the matrices in the blocks (muon)
 - linear decay of the learning rate instead of a cosine (linear_decay)
+- epochs: no sequence comes twice before all have come once (epochs)
 - SwiGLU: one half of the MLP's hidden layer gates the other (activation)
 - rotary positions: queries and keys turn with their position (rotary)
 - QK-norm: queries and keys of equal length (qk_norm)
@@ -61,12 +62,13 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; in brackets, gpt.py's choice: with all of those this script computes what gpt.py does
+# the ideas; in brackets gpt.py's choice: with all of those the losses are those of gpt.py
 muon = True  # Muon instead of AdamW for the matrices in the blocks [False]
 muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
-linear_decay = True  # the learning rate falls in a straight line, not a cosine [False]
+linear_decay = True  # the learning rate falls in a line, not a cosine [False]
+epochs = True  # train on all of the text once before any of it comes twice [False]
 activation = 'swiglu'  # or 'relu', 'relu2', 'gelu', 'quick_gelu' ['gelu', with mlp_width = 4]
-rotary = True  # rotate queries and keys by their position, instead of adding wpe [False]
+rotary = True  # queries and keys turn with their position; no wpe [False]
 n_kv_head = 3 if device == 'cuda' else 2  # heads with keys and values of their own [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
@@ -132,6 +134,12 @@ val_data = data[n:]  # the last tenth is never trained on
 def get_batch():
     """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    if epochs:  # in each epoch another order of all sequences, cut at another offset
+        n = len(train_data) // block_size - 1
+        epoch, batch = divmod(step - 1, max(1, n // batch_size))
+        rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
+        order = torch.randperm(n, generator=rng)[batch * batch_size:][:batch_size, None]
+        first = order * block_size + torch.randint(block_size, (1,), generator=rng)
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -139,7 +147,7 @@ def get_batch():
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
 # ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
 def rotate(x, cos, sin):
-    """Turn each pair of channels of x (B, heads, T, head_size) by its angle (Su et al. 2021)."""
+    """Turn pairs of channels of x (B, heads, T, head_size) by angles (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -188,7 +196,7 @@ class CausalSelfAttention(nn.Module):
                 k = torch.cat((cache[self][0], k), dim=2)
                 v = torch.cat((cache[self][1], v), dim=2)
             cache[self] = k, v
-        if n_kv_head < n_head:  # shared by groups of heads (Shazeer 2019, Ainslie et al. 2023)
+        if n_kv_head < n_head:  # shared by groups of heads (Ainslie et al. 2023)
             k = k.repeat_interleave(n_head // n_kv_head, dim=1)
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
         if flash:  # Dao et al. 2022; a single query comes after all keys and needs no mask
@@ -197,7 +205,8 @@ class CausalSelfAttention(nn.Module):
         else:
             q = q * head_size ** -0.5  # or the scores would grow with the head size
             att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
-            att = F.softmax(att + self.mask[past:past + T, :past + T], dim=-1)  # each row sums to 1
+            mask = self.mask[past:past + T, :past + T]
+            att = F.softmax(att + mask, dim=-1)  # each row sums to 1
             y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
         if head_gate:
             gate = 2 * torch.sigmoid(self.gate(x))  # (B, T, n_head), all 1 at the start
@@ -392,9 +401,8 @@ if muon:
     shapes = dict.fromkeys(p.shape for p in inner)  # in order, without repetition
     groups = [{'params': [p for p in inner if p.shape == shape]} for shape in shapes]
     optimizers.append(Muon(groups, weight_decay))
-every = [p for optimizer in optimizers for group in optimizer.param_groups
-         for p in group['params']]
-assert len(every) == len(set(every)) == len(list(model.parameters()))  # each has one optimizer
+trained = [p for o in optimizers for group in o.param_groups for p in group['params']]
+assert len(trained) == len(set(trained)) == len(list(model.parameters()))  # each just once
 train_model = torch.compile(model) if use_compile else model
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
