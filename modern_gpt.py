@@ -4,26 +4,24 @@
 # ///
 """gpt.py plus the ideas that came after GPT-2, each behind a switch.
 
-    python modern_gpt.py                     train on input.txt, then write a sample
-    python modern_gpt.py --smear=0           the same without one of the ideas
-    python modern_gpt.py --resume            continue after Ctrl-C or a crash (repeat the
-                                             other settings, too)
+    python modern_gpt.py             train on input.txt, then write a sample
+    python modern_gpt.py --smear=0   the same without one of the ideas
+    python modern_gpt.py --resume    continue (repeat the other settings, too)
 
-New since gpt.py, and gone from it: the ladder.
-- Muon: orthogonalized updates for the matrices in the blocks (muon)
-- linear decay of the learning rate instead of a cosine (linear_decay)
-- epochs: no sequence comes twice before all have come once (epochs)
-- SwiGLU: one half of the MLP's hidden layer gates the other (activation)
-- rotary positions: queries and keys turn with their position (rotary)
-- QK-norm: queries and keys of equal length (qk_norm)
-- grouped queries: several heads share keys and values (n_kv_head)
-- head gate: each head decides how much it passes on (head_gate)
-- smear: a share of the tokens before is added to each token (smear)
-- an untied head: it has a table of its own (tied)
+New since gpt.py:
+- Muon: orthogonalized updates for the blocks' matrices (muon)
+- a learning rate that falls in a line (linear_decay)
+- epochs: all of the text once before any of it twice (epochs)
+- SwiGLU: half of the MLP's hidden layer gates the rest (activation)
+- rotary positions: queries and keys turn (rotary)
+- grouped queries: heads share keys and values (n_kv_head)
+- head gate: each head scales its output (head_gate)
+- smear: each token takes a share of those before it (smear)
+- an untied head, and blocks that start by adding nothing (tied, c_proj_gain)
+- QK-norm: queries and keys of one length (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
-- residual scaling: blocks start by adding nothing (c_proj_gain)
 - FlashAttention: attention in one kernel (flash)
-- torch.compile: the operations of a step, fused (use_compile)
+- torch.compile: fused operations (use_compile)
 - key/value cache: sampling reads each character once (kv_cache)
 """
 import math, os, signal, sys, time, urllib.request
@@ -48,8 +46,8 @@ n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 mlp_width = 2  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
-c_proj_gain = 0.0  # likewise for c_proj layers: blocks start by adding nothing [0.3]
-max_iters = 5000 if device == 'cuda' else 1150  # training steps
+c_proj_gain = 0.0  # likewise for c_proj layers: at first blocks add nothing [0.3]
+max_iters = 5000 if device == 'cuda' else 1000  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # peak learning rate (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
 weight_decay = 0.1  # on matrices only
@@ -62,22 +60,22 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; in brackets gpt.py's choice: with all of those the losses are those of gpt.py
-muon = True  # Muon instead of AdamW for the matrices in the blocks [False]
+# the ideas; with each at gpt.py's choice, in brackets, the losses are those of gpt.py
+muon = True  # Muon for the matrices in the blocks [False]
 muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
 linear_decay = True  # the learning rate falls in a line, not a cosine [False]
-epochs = True  # train on all of the text once before any of it comes twice [False]
-activation = 'swiglu'  # or 'relu', 'relu2', 'gelu', 'quick_gelu' ['gelu', with mlp_width = 4]
-rotary = True  # queries and keys turn with their position; no wpe [False]
-n_kv_head = 3 if device == 'cuda' else 2  # heads with keys and values of their own [n_head]
+epochs = True  # all of the text once before any of it twice [False]
+activation = 'swiglu'  # see activations below ['gelu', mlp_width = 4]
+rotary = True  # queries and keys turn with position; no wpe [False]
+n_kv_head = 3 if device == 'cuda' else 2  # heads that have keys and values [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
-smear = 3  # each token also gets a share of this many tokens before it [0]
-qk_norm = device == 'cuda'  # normalize queries and keys (costs time on a CPU) [False]
-rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm (slower on a CPU) [False]
-flash = device == 'cuda'  # attention in one kernel (slower on a CPU) [False]
-use_compile = False  # torch.compile: starts later, then runs faster [False]
-kv_cache = True  # sampling keeps the keys and values of what it has read [False]
+smear = 3  # tokens of which each token takes a share [0]
+qk_norm = device == 'cuda'  # normalize queries and keys [False]
+rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
+flash = device == 'cuda'  # attention in one kernel: slower on a CPU [False]
+use_compile = False  # torch.compile: a slow start, then faster steps [False]
+kv_cache = True  # keep keys and values while sampling [False]
 
 # precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
 dtype = 'float32'
@@ -134,7 +132,7 @@ val_data = data[n:]  # the last tenth is never trained on
 def get_batch():
     """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    if epochs:  # in each epoch another order of all sequences, cut at another offset
+    if epochs:  # each has its own order of all sequences, cut at its own offset
         n = len(train_data) // block_size - 1
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
@@ -167,9 +165,9 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer('mask', mask, persistent=False)
         if head_gate:  # Qiu et al. 2025
             self.gate = nn.Linear(n_embd, n_head, bias=False)
-        # pair i of channels turns by 10000 ** (-2i / head_size) radians at each position
+        # pair i of channels turns by 10000 ** (-2i / head_size) at each position
         speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
+        angle = torch.arange(block_size)[:, None] * speed  # (T, head_size / 2)
         self.register_buffer('cos', angle.cos(), persistent=False)
         self.register_buffer('sin', angle.sin(), persistent=False)
 
@@ -199,7 +197,7 @@ class CausalSelfAttention(nn.Module):
         if n_kv_head < n_head:  # shared by groups of heads (Ainslie et al. 2023)
             k = k.repeat_interleave(n_head // n_kv_head, dim=1)
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
-        if flash:  # Dao et al. 2022; a single query comes after all keys and needs no mask
+        if flash:  # Dao et al. 2022; a single query may see all keys
             p = dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         else:
@@ -209,13 +207,13 @@ class CausalSelfAttention(nn.Module):
             att = F.softmax(att + mask, dim=-1)  # each row sums to 1
             y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
         if head_gate:
-            gate = 2 * torch.sigmoid(self.gate(x))  # (B, T, n_head), all 1 at the start
+            gate = 2 * torch.sigmoid(self.gate(x))  # (B, T, n_head), at first 1
             y = y * gate.transpose(1, 2)[..., None]
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
 def swiglu(x):
-    """One half of the channels, through SiLU, gates the other half (Shazeer 2020)."""
+    """Half of the channels, through SiLU, gates the rest (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -242,7 +240,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(activations[activation](self.c_fc(x))))
 
 def make_norm():
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016), over the channels."""
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016)."""
     return nn.RMSNorm(n_embd) if rms_norm else nn.LayerNorm(n_embd)
 
 class Block(nn.Module):
@@ -268,7 +266,7 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
         if not rotary:
             self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
-        self.smear = nn.Parameter(torch.zeros(smear, n_embd))  # shares of the tokens before
+        self.smear = nn.Parameter(torch.zeros(smear, n_embd))
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = make_norm()
@@ -282,19 +280,19 @@ class GPT(nn.Module):
                 if name in ('wte.weight', 'wpe.weight'):
                     std = 0.07  # for a first loss near ln(vocab_size), as for guessing
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
-                    std = 0.0  # gates start open, an untied head at equal chances
+                    std = 0.0  # an untied head starts with equal chances
                 nn.init.normal_(p, std=std)
 
     @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache: the logits of the positions that it does not hold yet."""
+        With a cache: logits of the positions not yet in it."""
         x = tok = self.wte(idx)  # (B, T, n_embd)
         if not rotary:
             x = x + self.wpe.weight[:idx.shape[1]]
         for i, share in enumerate(self.smear, 1):
-            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]  # the token i places before
+            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]  # the token i before
         x = self.drop(x)
         if cache:
             x = x[:, cache['length']:]
@@ -312,7 +310,7 @@ class GPT(nn.Module):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
-            if idx.shape[1] > block_size and kv_cache:  # full: start again from the last half
+            if kv_cache and idx.shape[1] > block_size:  # full: begin anew with half
                 idx = idx[:, -max(1, block_size // 2):]
                 cache = {'length': 0}
             logits, _ = self(idx[:, -block_size:], cache=cache)
@@ -350,24 +348,22 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
       f'{len(data):,} characters, {vocab_size} different')
 
 def orthogonalize(x):
-    """For each matrix of x (n, rows, columns) the nearest one with singular values near 1.
-
-    Newton-Schulz iteration; its coefficients are those of Jordan et al. 2024."""
+    """Newton-Schulz: matrices x (n, rows, columns) -> all singular values near 1."""
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no singular value above 1
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # none above 1
     if dtype == 'bfloat16':
         x = x.bfloat16()
-    for _ in range(5):  # each round takes every singular value s to a s + b s**3 + c s**5
+    for _ in range(5):  # with the coefficients of Jordan et al. 2024
         s = x @ x.mT
         x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
     return x.mT if tall else x
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then a step that goes equally far in every direction (Jordan et al. 2024).
+    """Momentum, then a step equally long in all directions (Jordan et al. 2024).
 
-    Each group holds matrices of one shape, stacked so that one product serves them all."""
+    A group holds matrices of one shape: stacked, one product serves them all."""
 
     def __init__(self, groups, weight_decay):
         super().__init__(groups, dict(lr=0.0, weight_decay=weight_decay))
@@ -396,13 +392,13 @@ vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not deca
 adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                            {'params': vectors, 'weight_decay': 0.0}],
                           betas=(0.9, beta2), fused=True)
-optimizers = [adamw]
+optimizers = [adamw]  # each parameter is in exactly one of them
 if muon:
     shapes = dict.fromkeys(p.shape for p in inner)  # in order, without repetition
     groups = [{'params': [p for p in inner if p.shape == shape]} for shape in shapes]
     optimizers.append(Muon(groups, weight_decay))
 trained = [p for o in optimizers for group in o.param_groups for p in group['params']]
-assert len(trained) == len(set(trained)) == len(list(model.parameters()))  # each just once
+assert len(trained) == len(set(trained)) == len(list(model.parameters()))
 train_model = torch.compile(model) if use_compile else model
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
