@@ -10,19 +10,19 @@
 
 New since gpt.py:
 - Muon: orthogonalized updates for the blocks' matrices (muon)
-- a learning rate that falls in a line (linear_decay)
-- epochs: all of the text once before any of it twice (epochs)
-- SwiGLU: half of the MLP's hidden layer gates the rest (activation)
-- rotary positions: queries and keys turn (rotary)
+- linear decay of the learning rate (linear_decay)
+- epochs: all of the text before any of it twice (epochs)
+- SwiGLU: one half of c_fc's output gates the other (activation)
+- rotary positions: queries and keys turn by position (rotary)
 - grouped queries: heads share keys and values (n_kv_head)
-- head gate: each head scales its output (head_gate)
-- smear: each token takes a share of those before it (smear)
+- head gate: a learned gate on each head's output (head_gate)
+- smear: the tokens before are mixed into each token (smear)
 - an untied head, and blocks that start by adding nothing (tied, c_proj_gain)
 - QK-norm: queries and keys of one length (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
 - torch.compile: fused operations (use_compile)
-- key/value cache: sampling reads each character once (kv_cache)
+- key/value cache: sampling does not reread its context (kv_cache)
 """
 import math, os, signal, sys, time, urllib.request
 import torch
@@ -46,7 +46,7 @@ n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 mlp_width = 2  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
-c_proj_gain = 0.0  # likewise for c_proj layers: at first blocks add nothing [0.3]
+c_proj_gain = 0.0  # the same for c_proj layers; 0: blocks add nothing at first [0.3]
 max_iters = 5000 if device == 'cuda' else 1000  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # peak learning rate (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
@@ -60,21 +60,21 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; with each at gpt.py's choice, in brackets, the losses are those of gpt.py
-muon = True  # Muon for the matrices in the blocks [False]
+# the ideas; with gpt.py's choices [in brackets] and its constants above: its losses
+muon = True  # Muon for the blocks' matrices [False, learning_rate = 3e-3]
 muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
-linear_decay = True  # the learning rate falls in a line, not a cosine [False]
-epochs = True  # all of the text once before any of it twice [False]
+linear_decay = True  # the learning rate falls linearly, not as a cosine [False]
+epochs = True  # read (almost) all of the text before any of it twice [False]
 activation = 'swiglu'  # see activations below ['gelu', mlp_width = 4]
 rotary = True  # queries and keys turn with position; no wpe [False]
-n_kv_head = 3 if device == 'cuda' else 2  # heads that have keys and values [n_head]
+n_kv_head = 3 if device == 'cuda' else 2  # heads of keys and values, shared [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
-smear = 3  # tokens of which each token takes a share [0]
+smear = 3  # earlier tokens that are mixed into each token [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
 rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
-flash = device == 'cuda'  # attention in one kernel: slower on a CPU [False]
-use_compile = False  # torch.compile: a slow start, then faster steps [False]
+flash = device == 'cuda'  # attention in one kernel [False]
+use_compile = False  # torch.compile [False]
 kv_cache = True  # keep keys and values while sampling [False]
 
 # precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
@@ -132,7 +132,7 @@ val_data = data[n:]  # the last tenth is never trained on
 def get_batch():
     """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    if epochs:  # each has its own order of all sequences, cut at its own offset
+    if epochs:  # each cuts the text at a new offset and shuffles the pieces
         n = len(train_data) // block_size - 1
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
@@ -145,7 +145,7 @@ def get_batch():
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
 # ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
 def rotate(x, cos, sin):
-    """Turn pairs of channels of x (B, heads, T, head_size) by angles (Su et al. 2021)."""
+    """Turn each pair (i, i + head_size / 2) of channels by its angle (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -165,9 +165,9 @@ class CausalSelfAttention(nn.Module):
         self.register_buffer('mask', mask, persistent=False)
         if head_gate:  # Qiu et al. 2025
             self.gate = nn.Linear(n_embd, n_head, bias=False)
-        # pair i of channels turns by 10000 ** (-2i / head_size) at each position
+        # pair i turns by 10000 ** (-2i / head_size) radians per position
         speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size)[:, None] * speed  # (T, head_size / 2)
+        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
         self.register_buffer('cos', angle.cos(), persistent=False)
         self.register_buffer('sin', angle.sin(), persistent=False)
 
@@ -197,12 +197,12 @@ class CausalSelfAttention(nn.Module):
         if n_kv_head < n_head:  # shared by groups of heads (Ainslie et al. 2023)
             k = k.repeat_interleave(n_head // n_kv_head, dim=1)
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
-        if flash:  # Dao et al. 2022; a single query may see all keys
+        if flash:  # Dao et al. 2022; after the prompt T is 1: no future to hide
             p = dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
+            y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
         else:
             q = q * head_size ** -0.5  # or the scores would grow with the head size
-            att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
+            att = q @ k.transpose(-2, -1)  # (B, n_head, T, past + T)
             mask = self.mask[past:past + T, :past + T]
             att = F.softmax(att + mask, dim=-1)  # each row sums to 1
             y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
@@ -283,11 +283,8 @@ class GPT(nn.Module):
                     std = 0.0  # an untied head starts with equal chances
                 nn.init.normal_(p, std=std)
 
-    @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
-    def forward(self, idx, targets=None, cache=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
-
-        With a cache: logits of the positions not yet in it."""
+    def logits(self, idx, cache=None):
+        """Token ids (B, T) -> logits (B, T, vocab_size); with a cache: of those not in it."""
         x = tok = self.wte(idx)  # (B, T, n_embd)
         if not rotary:
             x = x + self.wpe.weight[:idx.shape[1]]
@@ -300,7 +297,12 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache:
             cache['length'] = idx.shape[1]
-        logits = self.lm_head(self.ln_f(x)).float()
+        return self.lm_head(self.ln_f(x)).float()
+
+    @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+    def forward(self, idx, targets=None):
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
+        logits = self.logits(idx)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -308,12 +310,16 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        cache = {'length': 0} if kv_cache else None
+        cache = {'length': 0}
         for _ in range(max_new_tokens):
-            if kv_cache and idx.shape[1] > block_size:  # full: begin anew with half
-                idx = idx[:, -max(1, block_size // 2):]
-                cache = {'length': 0}
-            logits, _ = self(idx[:, -block_size:], cache=cache)
+            if not kv_cache:
+                logits, _ = self(idx[:, -block_size:])
+            else:
+                if idx.shape[1] > block_size:  # the cache is full: read the last half again
+                    idx = idx[:, -max(1, block_size // 2):]
+                    cache = {'length': 0}
+                # no autocast: casting all weights takes longer than a single position
+                logits = self.logits(idx, cache)
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
             if top_k > 0:
                 kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]
@@ -329,14 +335,15 @@ if resume:
     globals().update(saved['sizes'])
     override()  # a size that was typed must match: the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-             mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation, rotary=rotary,
-             head_gate=head_gate, tied=tied, smear=smear, qk_norm=qk_norm, rms_norm=rms_norm,
-             muon=muon)
+             mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation,
+             rotary=rotary, head_gate=head_gate, tied=tied, smear=smear,
+             qk_norm=qk_norm, rms_norm=rms_norm, muon=muon)
 if resume:
     assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n_head})'
-assert n_embd // n_head % 2 == 0 or not rotary, 'rotary: n_embd / n_head must be even'
+if rotary:
+    assert n_embd // n_head % 2 == 0, 'rotary: n_embd / n_head must be even'
 assert activation in activations, f'activation: one of {", ".join(activations)}'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
@@ -349,7 +356,7 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
 
 def orthogonalize(x):
     """Newton-Schulz: matrices x (n, rows, columns) -> all singular values near 1."""
-    tall = x.shape[1] > x.shape[2]
+    tall = x.shape[1] > x.shape[2]  # then transpose: s is smaller
     if tall:
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # none above 1
@@ -379,12 +386,13 @@ class Muon(torch.optim.Optimizer):
             momentum = state['momentum'].lerp_(grad, 0.05)
             update = orthogonalize(grad.lerp(momentum, 0.95))  # Nesterov's momentum
             rows, columns = params[0].shape
+            # a tall matrix has many outputs: without this each would move less
             update = update * max(1, rows / columns) ** 0.5
             for p, u in zip(params, update):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-inner = []  # the matrices in the blocks, but for the gates
+inner = []  # the blocks' matrices except the gates
 if muon:
     inner = [p for name, p in model.h.named_parameters() if 'c_' in name]
 matrices = [p for p in model.parameters() if p.dim() == 2 and p not in set(inner)]
@@ -395,9 +403,14 @@ adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
 optimizers = [adamw]  # each parameter is in exactly one of them
 if muon:
     shapes = dict.fromkeys(p.shape for p in inner)  # in order, without repetition
-    groups = [{'params': [p for p in inner if p.shape == shape]} for shape in shapes]
+    groups = []
+    for shape in shapes:
+        groups.append({'params': [p for p in inner if p.shape == shape]})
     optimizers.append(Muon(groups, weight_decay))
-trained = [p for o in optimizers for group in o.param_groups for p in group['params']]
+trained = []
+for optimizer in optimizers:
+    for group in optimizer.param_groups:
+        trained += group['params']
 assert len(trained) == len(set(trained)) == len(list(model.parameters()))
 train_model = torch.compile(model) if use_compile else model
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -486,9 +499,10 @@ for step in range(step + 1, max_iters + 1):
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    for optimizer in optimizers:
-        scaler.step(optimizer)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    if norm.isfinite():  # float16 can overflow: then no optimizer takes this step
+        for optimizer in optimizers:
+            scaler.step(optimizer)
     scaler.update()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
