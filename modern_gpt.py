@@ -20,7 +20,8 @@ New since gpt.py:
 - grouped queries: heads share keys and values (n_kv_head)
 - head gate: a learned gate on each head's output (head_gate)
 - smear: the tokens before are mixed into each token (smear)
-- an untied head, and blocks that start by adding nothing (tied, c_proj_gain)
+- an untied head (tied)
+- blocks that start by adding nothing (c_proj_gain)
 - QK-norm: queries and keys of one length (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
@@ -63,11 +64,11 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; with gpt.py's choices [in brackets] and its constants above: its losses
+# the ideas; with the values in [brackets] and gpt.py's constants, the losses are gpt.py's
 muon = True  # Muon for the blocks' matrices [False, learning_rate = 3e-3]
 muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
 linear_decay = True  # the learning rate falls linearly, not as a cosine [False]
-epochs = True  # read (almost) all of the text before any of it twice [False]
+epochs = True  # (almost) all of the text before any of it twice [False]
 activation = 'swiglu'  # see activations below ['gelu', mlp_width = 4]
 rotary = True  # queries and keys turn with position; no wpe [False]
 n_kv_head = 3 if device == 'cuda' else 2  # heads of keys and values, shared [n_head]
@@ -313,7 +314,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        cache = {'length': 0}
+        cache = {'length': 0}  # and, once read, the keys and values of each layer
         for _ in range(max_new_tokens):
             if not kv_cache:
                 logits, _ = self(idx[:, -block_size:])
@@ -359,10 +360,10 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
 
 def orthogonalize(x):
     """Newton-Schulz: matrices x (n, rows, columns) -> all singular values near 1."""
-    tall = x.shape[1] > x.shape[2]  # then transpose: s is smaller
+    tall = x.shape[1] > x.shape[2]  # if so, s is smaller transposed
     if tall:
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # none above 1
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no value above 1
     if dtype == 'bfloat16':
         x = x.bfloat16()
     for _ in range(5):  # with the coefficients of Jordan et al. 2024

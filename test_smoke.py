@@ -657,6 +657,17 @@ class Modern(unittest.TestCase):
         for group in adamw.param_groups + muon.param_groups:
             self.assertEqual(group['weight_decay'], 0.3 if group['params'][0].dim() > 1 else 0.0)
 
+    def test_overflow(self):
+        """float16: where one optimizer's gradient is not finite neither takes the step."""
+        line = '    scaler.scale(loss).backward()\n'
+        spoil = '    if step == 12:\n        model.wte.weight.grad[0, 0] = math.nan\n'
+        edit = lambda source: source.replace(line, line + spoil)
+        run = execute('modern_gpt.py', f'{GPT} --dtype=float16', None, edit)
+        self.assertIsNone(run.message)
+        self.assertEqual(losses(run.out)[-1][0], 12)
+        for name, p in checkpoint(run.folder)['model'].items():
+            self.assertTrue(p.isfinite().all(), name)
+
     @unittest.skipUnless(hasattr(torch.optim, 'Muon'), 'needs torch 2.9')
     def test_muon(self):
         """Steps as torch.optim.Muon takes them, for wide and for tall matrices."""
