@@ -143,7 +143,7 @@ for step in range(1, max_iters + 1):
         group['lr'] = lr
     x, y = get_batch()
     logits, loss = model(x, y)
-    optimizer.zero_grad()
+    model.zero_grad()
     loss.backward()
     optimizer.step()
 

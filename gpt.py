@@ -193,7 +193,6 @@ class GPT(nn.Module):
                     std = 0.07  # for a first loss near ln(vocab_size), as for guessing
                 nn.init.normal_(p, std=std)
 
-    @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
         x = self.wte(idx) + self.wpe.weight[:idx.shape[1]]  # (B, T, n_embd)
@@ -303,6 +302,7 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
+@autocast
 def evaluate():
     """Exact mean loss over the validation text, in nats per character."""
     model.eval()
@@ -378,8 +378,9 @@ for step in range(step + 1, max_iters + 1):
     for group in optimizer.param_groups:
         group['lr'] = lr
     x, y = get_batch()
-    logits, loss = model(x, y)
-    optimizer.zero_grad()
+    with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+        logits, loss = model(x, y)
+    model.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(model.parameters(), grad_clip)

@@ -13,16 +13,15 @@ per character on Tiny Shakespeare (gpt.py: 1.603), 1.535 on input.txt.
 
 New since gpt.py:
 - Muon: orthogonalized updates for the blocks' matrices (muon)
-- linear decay of the learning rate (linear_decay)
-- epochs: all of the text before any of it twice (epochs)
+- epochs: read all of the text before repeating any (epochs)
 - SwiGLU: one half of c_fc's output gates the other (activation)
-- rotary positions: queries and keys turn by position (rotary)
+- rotary positions: queries and keys are rotated by their position (rotary)
 - grouped queries: heads share keys and values (n_kv_head)
 - head gate: a learned gate on each head's output (head_gate)
-- smear: the tokens before are mixed into each token (smear)
-- an untied head (tied)
-- blocks that start by adding nothing (c_proj_gain)
-- QK-norm: queries and keys of one length (qk_norm)
+- smear: each token gets a learned share of the three before it (smear)
+- untied head: embedding and head have their own weights (tied)
+- zero init: at the start, blocks add nothing (c_proj_gain)
+- QK-norm: queries and keys are scaled to one length (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
 - torch.compile: fused operations (use_compile)
@@ -44,15 +43,15 @@ if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
 seed = 1337  # same seed + same settings = same model
 batch_size = 64 if device == 'cuda' else 16  # sequences per step
 block_size = 256 if device == 'cuda' else 128  # context length, in characters
-n_layer = 6 if device == 'cuda' else 3  # blocks
-n_head = 6 if device == 'cuda' else 4  # attention heads per block
-n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
-mlp_width = 2  # hidden layer of the MLP, as a multiple of n_embd
+n_layer = 6 if device == 'cuda' else 2  # blocks
+n_head = 6 if device == 'cuda' else 2  # attention heads per block
+n_embd = 384 if device == 'cuda' else 192  # width of the residual stream
+mlp_width = 4 if device == 'cuda' else 6  # outputs of c_fc / n_embd; SwiGLU halves them
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
-c_proj_gain = 0.0  # the same for c_proj layers; 0: blocks add nothing at first [0.3]
+c_proj_gain = 0.0  # likewise for c_proj layers: blocks start by adding nothing [0.3]
 max_iters = 5000 if device == 'cuda' else 1000  # training steps
-learning_rate = 2e-3 if device == 'cuda' else 8e-3  # peak learning rate (tuned for the CPU)
+learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
 weight_decay = 0.1  # on matrices only
 beta2 = 0.99  # AdamW's second-moment decay
@@ -64,14 +63,13 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; with the values in [brackets] and gpt.py's constants, the losses are gpt.py's
-muon = True  # Muon for the blocks' matrices [False, learning_rate = 3e-3]
-muon_learning_rate = 0.02  # its peak learning rate (tuned for the CPU)
-linear_decay = True  # the learning rate falls linearly, not as a cosine [False]
-epochs = True  # (almost) all of the text before any of it twice [False]
-activation = 'swiglu'  # see activations below ['gelu', mlp_width = 4]
-rotary = True  # queries and keys turn with position; no wpe [False]
-n_kv_head = 3 if device == 'cuda' else 2  # heads of keys and values, shared [n_head]
+# the ideas; with gpt.py's constants and [these values] this is gpt.py
+muon = True  # Muon for the blocks' matrices; without it lower learning_rate [False]
+muon_learning_rate = 0.02  # Muon's peak (tuned likewise)
+epochs = True  # read all of the text before repeating any [False]
+activation = 'swiglu'  # see activations below ['gelu']
+rotary = True  # queries and keys are rotated by position; no wpe [False]
+n_kv_head = 3 if device == 'cuda' else 1  # heads of keys and values [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
 smear = 3  # earlier tokens that are mixed into each token [0]
@@ -149,7 +147,7 @@ def get_batch():
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
 # ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
 def rotate(x, cos, sin):
-    """Turn each pair (i, i + head_size / 2) of channels by its angle (Su et al. 2021)."""
+    """Rotate each pair (i, i + head_size / 2) of channels by its angle (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -161,19 +159,19 @@ class CausalSelfAttention(nn.Module):
         head_size = n_embd // n_head
         kv_size = n_kv_head * head_size
         self.c_attn = nn.Linear(n_embd, n_embd + 2 * kv_size, bias=False)  # q, k and v
+        if head_gate:  # Qiu et al. 2025
+            self.gate = nn.Linear(n_embd, n_head, bias=False)
+        # radians per position, for each pair of channels
+        speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
+        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
+        self.register_buffer('cos', angle.cos(), persistent=False)
+        self.register_buffer('sin', angle.sin(), persistent=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         self.attn_dropout = nn.Dropout(dropout)
         self.resid_dropout = nn.Dropout(dropout)
         # added to the scores in forward: 0 for the past and present, -inf for the future
         mask = torch.full((block_size, block_size), -math.inf).triu(diagonal=1)
         self.register_buffer('mask', mask, persistent=False)
-        if head_gate:  # Qiu et al. 2025
-            self.gate = nn.Linear(n_embd, n_head, bias=False)
-        # pair i turns by 10000 ** (-2i / head_size) radians per position
-        speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
-        self.register_buffer('cos', angle.cos(), persistent=False)
-        self.register_buffer('sin', angle.sin(), persistent=False)
 
     def forward(self, x, cache=None):
         B, T, C = x.shape
@@ -234,9 +232,8 @@ class MLP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        hidden = mlp_width * n_embd
-        gates = hidden if activation == 'swiglu' else 0
-        self.c_fc = nn.Linear(n_embd, gates + hidden, bias=False)
+        self.c_fc = nn.Linear(n_embd, mlp_width * n_embd, bias=False)
+        hidden = mlp_width * n_embd // (2 if activation == 'swiglu' else 1)
         self.c_proj = nn.Linear(hidden, n_embd, bias=False)
         self.dropout = nn.Dropout(dropout)
 
@@ -284,16 +281,18 @@ class GPT(nn.Module):
                 if name in ('wte.weight', 'wpe.weight'):
                     std = 0.07  # for a first loss near ln(vocab_size), as for guessing
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
-                    std = 0.0  # an untied head starts with equal chances
+                    std = 0.0  # gates at 1, no smear, all characters equally likely
                 nn.init.normal_(p, std=std)
 
-    def logits(self, idx, cache=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size); with a cache: of those not in it."""
+    def forward(self, idx, targets=None, cache=None):
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
+
+        With a cache: logits of the positions that are not yet in it."""
         x = tok = self.wte(idx)  # (B, T, n_embd)
         if not rotary:
             x = x + self.wpe.weight[:idx.shape[1]]
-        for i, share in enumerate(self.smear, 1):
-            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]  # the token i before
+        for i, share in enumerate(self.smear, 1):  # add a share of the token i before
+            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]
         x = self.drop(x)
         if cache:
             x = x[:, cache['length']:]
@@ -301,12 +300,7 @@ class GPT(nn.Module):
             x = block(x, cache)
         if cache:
             cache['length'] = idx.shape[1]
-        return self.lm_head(self.ln_f(x)).float()
-
-    @autocast  # matrix products in dtype; softmax, LayerNorm and the loss in float32
-    def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
-        logits = self.logits(idx)
+        logits = self.lm_head(self.ln_f(x)).float()
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -314,16 +308,12 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        cache = {'length': 0}  # and, once read, the keys and values of each layer
+        cache = {'length': 0} if kv_cache else None  # and the layers' keys and values
         for _ in range(max_new_tokens):
-            if not kv_cache:
-                logits, _ = self(idx[:, -block_size:])
-            else:
-                if idx.shape[1] > block_size:  # the cache is full: read the last half again
-                    idx = idx[:, -max(1, block_size // 2):]
-                    cache = {'length': 0}
-                # no autocast: casting all weights takes longer than a single position
-                logits = self.logits(idx, cache)
+            if cache and idx.shape[1] > block_size:  # full: reread the last half
+                idx = idx[:, -max(1, block_size // 2):]
+                cache = {'length': 0}
+            logits, _ = self(idx[:, -block_size:], cache=cache)
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
             if top_k > 0:
                 kth = logits.topk(min(top_k, vocab_size)).values[:, -1:]
@@ -360,15 +350,18 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
 
 def orthogonalize(x):
     """Newton-Schulz: matrices x (n, rows, columns) -> all singular values near 1."""
-    tall = x.shape[1] > x.shape[2]  # if so, s is smaller transposed
-    if tall:
+    tall = x.shape[1] > x.shape[2]
+    if tall:  # x @ x.mT below is smaller for a wide matrix
         x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # no value above 1
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values: at most 1
     if dtype == 'bfloat16':
         x = x.bfloat16()
-    for _ in range(5):  # with the coefficients of Jordan et al. 2024
+    # singular values v become 3.4445 v - 4.7750 v**3 + 2.0315 v**5: after five rounds
+    # all lie between 0.7 and 1.2 (Jordan et al. 2024)
+    for _ in range(5):
         s = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * s + 2.0315 * s @ s) @ x
+        s = torch.baddbmm(s, s, s, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, s, x, beta=3.4445)
     return x.mT if tall else x
 
 class Muon(torch.optim.Optimizer):
@@ -384,42 +377,39 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = group['params']
             grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
-            state = self.state[params[0]]
+            state = self.state[params[0]]  # one for the whole group
             if not state:
                 state['momentum'] = torch.zeros_like(grad)
-            momentum = state['momentum'].lerp_(grad, 0.05)
-            update = orthogonalize(grad.lerp(momentum, 0.95))  # Nesterov's momentum
+            momentum = state['momentum'].lerp_(grad, 0.1)  # running mean of the gradients
+            update = orthogonalize(grad.lerp(momentum, 0.9))  # Nesterov's momentum
             rows, columns = params[0].shape
-            # a tall matrix has many outputs: without this each would move less
+            # the rows of a tall orthogonal matrix are short: scale them to length 1
             update = update * max(1, rows / columns) ** 0.5
             for p, u in zip(params, update):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-inner = []  # the blocks' matrices except the gates
+inner = {}  # the blocks' matrices, by shape; each parameter gets one of two optimizers
+matrices = []
+vectors = []  # LayerNorm: not decayed
+for name, p in model.named_parameters():
+    if muon and '.c_' in name:
+        inner.setdefault(p.shape, []).append(p)
+    elif p.dim() == 2:
+        matrices.append(p)
+    else:
+        vectors.append(p)
+optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
+                                 {'params': vectors, 'weight_decay': 0.0}],
+                                betas=(0.9, beta2), fused=True)]
 if muon:
-    inner = [p for name, p in model.h.named_parameters() if 'c_' in name]
-matrices = [p for p in model.parameters() if p.dim() == 2 and p not in set(inner)]
-vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not decayed
-adamw = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
-                           {'params': vectors, 'weight_decay': 0.0}],
-                          betas=(0.9, beta2), fused=True)
-optimizers = [adamw]  # each parameter is in exactly one of them
-if muon:
-    shapes = dict.fromkeys(p.shape for p in inner)  # in order, without repetition
-    groups = []
-    for shape in shapes:
-        groups.append({'params': [p for p in inner if p.shape == shape]})
+    groups = [{'params': params} for params in inner.values()]
     optimizers.append(Muon(groups, weight_decay))
-trained = []
-for optimizer in optimizers:
-    for group in optimizer.param_groups:
-        trained += group['params']
-assert len(trained) == len(set(trained)) == len(list(model.parameters()))
 train_model = torch.compile(model) if use_compile else model
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
+@autocast
 def evaluate():
     """Exact mean loss over the validation text, in nats per character."""
     model.eval()
@@ -491,14 +481,14 @@ def save():
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
     torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
-    fall = math.cos(math.pi / 2 * (step - 1) / max_iters)  # to zero
-    if linear_decay:
-        fall = 1 - (step - 1) / max_iters
+    fall = math.cos(math.pi / 2 * (step - 1) / max_iters)  # from 1 to 0
+    rise = min(step / (warmup_iters + 1), 1)
     for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):
         for group in optimizer.param_groups:
-            group['lr'] = peak * fall * min(step / (warmup_iters + 1), 1)
+            group['lr'] = peak * fall * rise
     x, y = get_batch()
-    logits, loss = train_model(x, y)
+    with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+        logits, loss = train_model(x, y)
     model.zero_grad()
     scaler.scale(loss).backward()
     for optimizer in optimizers:
