@@ -50,7 +50,7 @@ mlp_width = 4 if device == 'cuda' else 6  # outputs of c_fc / n_embd; SwiGLU hal
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
 c_proj_gain = 0.0  # likewise for c_proj layers: blocks start by adding nothing [0.3]
-max_iters = 5000 if device == 'cuda' else 1000  # training steps
+max_iters = 5000 if device == 'cuda' else 960  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
 weight_decay = 0.1  # on matrices only
