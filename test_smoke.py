@@ -624,11 +624,12 @@ class Modern(unittest.TestCase):
             reads = []
             model.ln_f.register_forward_pre_hook(
                 lambda _, args: reads.append(args[0].shape[1]))
-            for use, expected in (True, [3] + 13 * [1]), (False, [*range(3, 17)]):
+            for use, expected in ((True, [3] + 13 * [1] + 3 * ([8] + 8 * [1])),
+                                  (False, [*range(3, 17)] + 26 * [16])):
                 reads.clear()
                 names['kv_cache'] = use
                 out = torch.cat([idx[:, :3], *model.generate(idx[:, :3], 40, top_k=1)], dim=1)
-                self.assertEqual(reads[:14], expected)
+                self.assertEqual(reads, expected[:40])
                 begin = 0
                 for t in range(3, 43):
                     if t - begin > 16:
