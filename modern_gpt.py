@@ -65,8 +65,8 @@ top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
 # the ideas; with gpt.py's constants and [these values] this is gpt.py
 muon = True  # Muon for the blocks' matrices; without it lower learning_rate [False]
-muon_learning_rate = 0.02  # Muon's peak (tuned likewise)
-epochs = True  # read all of the text before repeating any [False]
+muon_learning_rate = 0.02  # Muon's peak
+epochs = True  # read (nearly) all of the text before repeating any [False]
 activation = 'swiglu'  # see activations below ['gelu']
 rotary = True  # queries and keys are rotated by position; no wpe [False]
 n_kv_head = 3 if device == 'cuda' else 1  # heads of keys and values [n_head]
@@ -136,6 +136,7 @@ def get_batch():
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     if epochs:  # each cuts the text at a new offset and shuffles the pieces
         n = len(train_data) // block_size - 1
+        # step is the number of the training step
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
         order = torch.randperm(n, generator=rng)[batch * batch_size:][:batch_size, None]
@@ -308,7 +309,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # later also the keys and values of each layer
+        # positions read; each layer adds their keys and values
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -358,7 +359,7 @@ def orthogonalize(x):
     if dtype == 'bfloat16':
         x = x.bfloat16()
     # singular values v become 3.4445 v - 4.7750 v**3 + 2.0315 v**5: after five rounds
-    # all lie between 0.7 and 1.2 (Jordan et al. 2024)
+    # nearly all lie between 0.7 and 1.2 (Jordan et al. 2024)
     for _ in range(5):
         s = x @ x.mT
         s = torch.baddbmm(s, s, s, beta=-4.7750, alpha=2.0315)

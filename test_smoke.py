@@ -48,7 +48,7 @@ QUICK = {
     'gpt.py': TINY,
     'addition_gpt.py': '--max_iters=2 --batch_size=8 --n_digits=4 --test_digits=5',
     'pretrain_finetune.py': f'{TINY}--pretrain_max_iters=2 --corpus={CORPUS}',
-    'modern_gpt.py': f'{TINY}--block_size=16 --use_compile=False',  # compiling takes long
+    'modern_gpt.py': f'{TINY}--block_size=16',
     'gpt2.py': f'{TINY}--total_batch_size=32 --block_size=16 --vocab_size=300 '
                f'--cache_dir={ROOT.name}/cache',
 }
