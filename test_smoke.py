@@ -41,7 +41,7 @@ SCRIPTS = {
 }
 NEW = 'bigram.py', 'gpt.py', 'addition_gpt.py', 'modern_gpt.py'  # in the new form
 TEXTUAL = [script for script in SCRIPTS if script not in ('addition_gpt.py', 'gpt2.py')]
-READERS = [script for script in NEW if script in TEXTUAL]
+READERS = [script for script in NEW if script in TEXTUAL]  # of these, those with a text
 # what scales a command of the README down, behind the command's own settings
 TINY = '--max_iters=2 --batch_size=2 --n_layer=1 --max_new_tokens=9 '
 QUICK = {
@@ -203,7 +203,7 @@ class EveryScript(unittest.TestCase):
             self.assertEqual([step for step, *_ in curve], [*range(1, 13)])
             tokens = set(TEXT if script in TEXTUAL else '0123456789+=')
             count = 300 if script == 'gpt2.py' else len(tokens)
-            delta = 1.0 if script == 'addition_gpt.py' else 0.35  # it starts by repeating
+            delta = 1.0 if script == 'addition_gpt.py' else 0.35  # it starts by repeating tokens
             self.assertAlmostEqual(curve[0][1], math.log(count), delta=delta)
             self.assertLess(curve[-1][2], curve[0][2] - 0.1)
             # evaluating more often changes nothing; another seed does
