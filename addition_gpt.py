@@ -359,13 +359,13 @@ for step in range(step + 1, max_iters + 1):
     optimizer.step()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    assert math.isfinite(train_loss), f'the loss is {loss}; lower learning_rate'
+    assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
     if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:
         val_loss, accuracy = evaluate()
-        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower learning_rate'
+        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
         if val_loss < best_loss:
             best_loss = val_loss
             best = {name: p.clone() for name, p in model.state_dict().items()}

@@ -15,7 +15,7 @@ New since gpt.py:
 - Muon: orthogonalized updates for the blocks' matrices (muon)
 - epochs: read all of the text before repeating any (epochs)
 - SwiGLU: one half of c_fc's output gates the other (activation)
-- rotary positions: queries and keys are rotated by their position (rotary)
+- rotary: queries and keys are rotated by their position (rotary)
 - grouped queries: heads share keys and values (n_kv_head)
 - head gate: a learned gate on each head's output (head_gate)
 - smear: each token gets a learned share of the three before it (smear)
@@ -502,13 +502,13 @@ for step in range(step + 1, max_iters + 1):
     scaler.update()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    assert math.isfinite(train_loss), f'the loss is {loss}; lower learning_rate'
+    assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
     if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:
         val_loss = evaluate()
-        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower learning_rate'
+        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
         if val_loss < best_loss:
             best_loss = val_loss
             best = {name: p.clone() for name, p in model.state_dict().items()}
