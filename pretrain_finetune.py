@@ -57,7 +57,7 @@ top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
 corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
-megabytes = 100 if device == 'cuda' else 20  # of the corpus, at most; held in memory
+megabytes = 100 if device == 'cuda' else 20  # of the corpus, held in memory
 pretrain_max_iters = 10000 if device == 'cuda' else 2500  # steps on the corpus
 pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3
 finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # lower: forgets less
@@ -130,7 +130,8 @@ fineweb = ('https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
 
 def fetch(url, size):
     """The first size bytes at a URL, or all if there are fewer."""
-    request = urllib.request.Request(url, headers={'Range': f'bytes=0-{size - 1}'})
+    headers = {'Range': f'bytes=0-{size - 1}'}
+    request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=30) as response:
         return response.read()[:size]
 
@@ -184,7 +185,8 @@ def plain(text):
                    '–': '-', '—': '-', '\t': ' '}
     table = {}
     for c in set(text) - set(chars):
-        parts = unicodedata.normalize('NFKD', substitutes.get(c, c))  # é: e and an accent
+        substitute = substitutes.get(c, c)
+        parts = unicodedata.normalize('NFKD', substitute)  # é: e and an accent
         table[ord(c)] = ''.join(part for part in parts if part in stoi)
     return text.translate(table)
 
@@ -200,7 +202,8 @@ except (OSError, http.client.HTTPException) as error:
 corpus_data = torch.tensor(encode(plain(corpus_text)), device=device)
 dropped = 1 - len(corpus_data) / max(1, len(corpus_text))
 print(f'corpus: {len(corpus_data):,} characters; {dropped:.2%} were dropped')
-n = len(corpus_data) - min(len(corpus_data) // 10, 100_000)  # rest: val
+n = len(corpus_data)
+n = n - min(n // 10, 100_000)  # the rest is for validation
 corpus_train = corpus_data[:n]
 corpus_val = corpus_data[n:]
 
@@ -495,7 +498,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
             break
     return merged(best or model.state_dict())
 
-if not resume:  # so that a later --resume finds this run's files only
+if not resume:  # so that --resume will find files of this run only
     for old in 'pretrained_gpt.pt', 'finetuned_gpt.pt', 'scratch_gpt.pt', 'lora_gpt.pt':
         if os.path.isfile(old):
             os.replace(old, old + '.old')
