@@ -986,18 +986,30 @@ class Pretraining(unittest.TestCase):
         for i, (more, trains, over) in enumerate(rows):
             if i == 5:  # another text in the same characters
                 (folder / 'input.txt').write_text(TEXT[2000:] + TEXT, encoding='utf-8')
+            files = {file: file.read_bytes() for file in folder.glob('*_gpt.pt')}
             again = self.pretrain(f'{settings} --resume {more}', folder)
             parts = dict(re.findall(r'\n(\w+): [\d,]+ of(.*?)(?=\n\n)', again.out, re.S))
             trained = [stage for stage in parts if losses(parts[stage])]
             self.assertEqual(trained, trains.split(), more)
             started = [stage for stage in parts if 'starting over' in parts[stage]]
             self.assertEqual(started, over.split(), more)
+            for stage in started:
+                before = files[folder / f'{stage}_gpt.pt']
+                self.assertEqual((folder / f'{stage}_gpt.pt.old').read_bytes(), before)
             if i < 4:  # as trained without an interruption
                 anew = self.pretrain(f'{settings} {more}', self.with_corpus(TEXT))
                 self.assertEqual(self.table(again.out), self.table(anew.out), more)
         for more in '--seed=4', '--corpus=input.txt', '--pretrain_learning_rate=1':
             refused = self.pretrain(f'{settings} --resume {more}', folder)
             self.assertIn('pretrained_gpt.pt: repeat all settings', refused.message)
+        refused = self.pretrain(f'{settings} --resume --n_layer=3', folder)
+        self.assertIn("'n_layer': 2", refused.message)
+        sizeless = re.sub('--(block_size|n_layer|n_head|n_embd)=[0-9]+', '',
+                          f'{SCRIPTS["pretrain_finetune.py"]} {settings} --resume')
+        self.assertIsNone(execute('pretrain_finetune.py', sizeless, folder).message)
+        (folder / 'input.txt').write_text(OVERFITS)
+        refused = self.pretrain(f'{settings} --resume', folder)
+        self.assertIn('pretrained_gpt.pt belongs to another input.txt', refused.message)
 
     def test_lora(self):
         """At first it changes nothing; merged it computes the same; only A and B are learned."""
