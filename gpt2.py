@@ -1,764 +1,805 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch", "numpy", "tiktoken"]
+# dependencies = ["torch>=2.5", "numpy", "tiktoken"]
 # ///
-"""GPT-2 itself: its weights, its vocabulary, its training on one machine or many, its scores.
+r"""GPT-2 itself: its weights, its vocabulary, its training, its scores.
 
-    python gpt2.py                          trains a small GPT-2 on input.txt, then writes
-    python gpt2.py --init_from=gpt2 --max_iters=0 --prompt="Once upon a time"   OpenAI's weights
-    torchrun --standalone --nproc_per_node=8 gpt2.py     trains on eight GPUs, on web text
-    python gpt2.py --init_from=resume       goes on after Ctrl-C, or a crash
+    python gpt2.py             train a small GPT-2 on input.txt, then write a sample
+    python gpt2.py --resume    continue (repeat the other settings, too)
+    python gpt2.py --init_from=gpt2 --max_iters=0 --prompt="The meaning of life is"
+                               write with OpenAI's weights
 
-The defaults take 2 minutes (2-core x86 laptop-class CPU) and end at 2.226 bits per byte of
-input.txt; a run of 72 s ends at 2.292, where gpt.py ends at 2.348 after 78 s. With CUDA it is
-GPT-2 with 124M parameters on FineWeb-Edu; that has not been measured yet.
+On 2 cores of an Intel Xeon the first command trains for 72 s and reaches 2.115 bits per
+byte of input.txt (gpt.py: 2.349). With a CUDA GPU it trains a larger model.
 
-It can be imported: from gpt2 import GPT, GPTConfig; then GPT(GPTConfig(n_layer=2)),
-GPT.from_pretrained('gpt2') and model.generate(idx, max_new_tokens=100).
+Eight GPUs train the 124M model on 10 billion tokens of web text (20 GB) with
 
-What it has and gpt.py has not: tokens of several bytes (BPE), learned or GPT-2's; weights in the
-safetensors format, read and written; biases, the tanh GELU; shards of ready tokens; gradients
-summed over micro-batches and processes; bits per byte, HellaSwag; a key/value cache.
+    torchrun --standalone --nproc_per_node=8 gpt2.py --dataset=fineweb-edu --n_shards=99 \
+        --n_layer=12 --n_head=12 --n_embd=768 --block_size=1024 --batch_size=16 \
+        --total_batch_size=524288 --max_iters=19073 --learning_rate=6e-4 \
+        --warmup_iters=700 --weight_decay=0.1 --beta2=0.95 --dropout=0 \
+        --init_gain=0.55 --c_proj_gain=0.15 --use_compile
+
+To import it: from gpt2 import GPT, GPTConfig, from_pretrained.
+
+New since gpt.py:
+- tokens of several bytes: a vocabulary learned from the text, or GPT-2's
+- biases and the tanh GELU, as GPT-2 has them
+- FlashAttention, a key/value cache, epochs (as in modern_gpt.py)
+- weights in the safetensors format, read and written
+- web text in shards, files of 100 million tokens
+- gradients summed over micro-batches and over processes
+- top-p sampling; scores in bits per byte and on HellaSwag
 """
-import codecs, collections, dataclasses, difflib, hashlib, heapq, http.client, json, math, os
-import pathlib, pickle, re, signal, struct, sys, time, timeit, urllib.request
-import numpy as np, tiktoken, torch, torch.distributed as dist, torch.nn as nn
-import torch.nn.functional as F
+import codecs, collections, dataclasses, datetime, glob, itertools, json, math
+import os, re, signal, socket, sys, time, urllib.request
+import numpy as np
+import tiktoken
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn import functional as F
 
-# ---------------------------------------------------------------- hyperparameters
-gpus = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available()}
-device = 'cpu' if '--device=cpu' in sys.argv else next((d for d in gpus if gpus[d]), 'cpu')
-on_gpu = device == 'cuda'  # then the larger of the two sizes below: GPT-2 with 124M parameters
-dtype = 'auto'  # the type of number in matrix products: 'float32', 'bfloat16', 'float16', 'auto'
-seed = 1337  # the same seed and settings give the same losses
-init_from = 'scratch'  # which weights? 'scratch', 'resume', 'gpt2', 'gpt2-medium', 'gpt2-large',
-#                        'gpt2-xl', a .safetensors file, or a folder with one
-dataset = 'fineweb-edu' if on_gpu else 'input.txt'  # a text, 'fineweb', or a folder of shards
-n_shards = 10 if on_gpu else 1  # how many shards of web text, of 100 million tokens each?
-vocab_size = 1024  # how many tokens has a vocabulary that is learned from a text?
-total_batch_size = 524288 if on_gpu else 2048  # from how many tokens does one step learn?
-batch_size = 32  # how many windows of them at once, on each device?
-block_size = 1024 if on_gpu else 64  # how many tokens does a window have?
-n_layer = 12 if on_gpu else 3  # how many blocks are stacked?
-n_head = 12 if on_gpu else 4  # in how many heads does each block look back?
-n_embd = 768 if on_gpu else 128  # how many channels carry a token through the blocks?
-dropout = 0.0  # which share of the activations is zeroed in training?
-max_iters = 19073 if on_gpu else 1200  # how many steps of training?
-learning_rate = 6e-4 if on_gpu else 4e-3  # how far can a step go? 4e-3: tuned on input.txt
-warmup_iters = 700 if on_gpu else 100  # over how many steps does the learning rate rise to that?
-weight_decay = 0.1  # how strongly are the matrices pulled towards zero?
-beta2 = 0.95 if on_gpu else 0.99  # how long a memory does AdamW have for the size of gradients?
-grad_clip = 1.0  # above which length is the gradient cut?
-eval_interval = 500  # how many steps lie between two evaluations?
-eval_tokens = 10_485_760  # how many tokens are scored at most?
-use_compile = on_gpu  # are the operations of a step fused, by torch.compile?
-checkpoint = 'gpt2.pt'  # where are the weights kept, and all that a resumed run needs?
-cache_dir = '~/.cache/gpt2.py'  # where is kept what was downloaded or tokenized?
-export = ''  # a folder, for the weights in the format that the transformers library loads
-hellaswag = False  # is the model scored on HellaSwag at the end?
-hellaswag_limit = 10042  # on how many of its questions?
-prompt = ''  # what does the sample go on from? '': a line break; for GPT-2 <|endoftext|>
-temperature = 0.8  # how daring is the sample? Below 1 it prefers the likely
-top_k = 0  # from how many of the likeliest tokens is each one drawn? 0: from all
-top_p = 0.95  # from the likeliest tokens that together have which chance?
-max_new_tokens = 200  # how many tokens long is it?
-del on_gpu  # it chose the sizes above and is no setting
-# overrides: --name=value sets one of these for one run (in a notebook, argv is the kernel's)
-settings = {k: v for k, v in globals().items() if isinstance(v, (int, float, str)) and k[0] != '_'}
-for arg in sys.argv[1:] if __name__ == '__main__' and 'launcher.py' not in sys.argv[0] else []:
-    name, _, value = arg[2:].partition('=')
-    kind = type(settings.get(name))
-    try:
-        globals()[name] = {'True': True, 'False': False}[value] if kind is bool else kind(value)
-    except (KeyError, TypeError, ValueError):
-        near = difflib.get_close_matches(name, settings, 1, cutoff=0)[0]
-        sys.exit(f'{arg}: do you mean --{near}={settings[near]} ({type(settings[near]).__name__})?')
-for name in ('batch_size', 'block_size', 'eval_interval', 'temperature'):
-    if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
-for name in ('n_layer', 'n_head', 'n_embd', 'warmup_iters', 'grad_clip'):
-    if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
-for name in ('total_batch_size', 'n_shards', 'eval_tokens', 'hellaswag_limit', 'top_p'):
-    if not globals()[name] > 0: sys.exit(f'{name}={globals()[name]}: it must be above 0')
-if n_embd % n_head: sys.exit(f'n_embd={n_embd} does not divide into n_head={n_head} equal heads')
-if not 0 <= dropout < 1: sys.exit(f'dropout={dropout}: it must be at least 0 and below 1')
-if not 257 <= vocab_size <= 65536: sys.exit(f'vocab_size={vocab_size}: it must be 257 to 65536')
-if dtype not in (choices := ('auto', 'float32', 'bfloat16', 'float16')):
-    sys.exit(f'dtype={dtype}: not one of {choices}')
-if not gpus.get(device, device == 'cpu'): sys.exit(f'device={device}: PyTorch finds {gpus} here')
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))  # of torchrun
+if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
-def milliseconds(number_type):
-    """Time of the fastest of five products of two (512, 512) matrices on the CPU."""
-    a = torch.ones(512, 512, dtype=number_type)
-    return 1000 * min(timeit.repeat(lambda: a @ a, number=1, repeat=5))
+# ------------------------------------------------------------------ hyperparameters
+# a CUDA GPU gets the larger of two sizes
+device = 'mps' if torch.backends.mps.is_available() else 'cpu'
+if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
+    device = 'cuda'
+seed = 1337  # same seed + same settings = same model
+init_from = ''  # weights to begin with: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large',
+#                 'gpt2-xl', or a folder with model.safetensors and config.json
+dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
+n_shards = 1  # shards of web text to train on, 100 million tokens each
+vocab_size = 2048  # vocabulary to learn from a text (init_from and web text have theirs)
+total_batch_size = 16384 if device == 'cuda' else 2048  # tokens per optimizer step
+batch_size = 64 if device == 'cuda' else 32  # micro-batch: sequences at once, per process
+block_size = 256 if device == 'cuda' else 64  # context length, in tokens
+n_layer = 6 if device == 'cuda' else 2  # blocks
+n_head = 6 if device == 'cuda' else 4  # attention heads per block
+n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
+dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
+init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
+max_iters = 2000 if device == 'cuda' else 1200  # training steps
+learning_rate = 1e-3 if device == 'cuda' else 4e-3  # peak learning rate (tuned for the CPU)
+warmup_iters = 100  # warm-up steps
+weight_decay = 0.5  # on matrices only
+beta2 = 0.99  # AdamW's second-moment decay
+grad_clip = 1.0  # clip the gradient norm at this value
+use_compile = False  # torch.compile; needs a C++ compiler
+eval_interval = 500  # evaluate every this many steps
+checkpoint = 'gpt2.pt'  # checkpoint file, written at every evaluation
+resume = False  # continue from the checkpoint, with its sizes
+cache_dir = '~/.cache/gpt2.py'  # where downloads are kept
+export = ''  # folder to write model.safetensors and config.json to
+hellaswag = 0  # score on this many of HellaSwag's 10,042 questions (0 = none)
+prompt = '\n'  # text to continue
+temperature = 0.8  # below 1: safer; above 1: more surprising
+top_k = 200  # sample from the k most likely tokens (0 = all)
+top_p = 0.95  # nucleus sampling: keep the top tokens with this total probability
+max_new_tokens = 200  # tokens to write
+int8 = True  # write with weights rounded to 8 bits (on a CPU with bfloat16)
 
-def row_milliseconds(name):
-    """Time of the fastest of five products of one row and a (768, 16384) matrix of this type."""
-    row, matrix = (torch.ones(n, 768, dtype=getattr(torch, name)) for n in (1, 16384))
-    return 1000 * min(timeit.repeat(lambda: F.linear(row, matrix), number=1, repeat=5))
+# precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
+dtype = 'float32'
+if device == 'cuda':
+    dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+    if torch.cpu.get_capabilities().get('avx512_bf16'):
+        dtype = 'bfloat16'
 
-# ---------------------------------------------------------------- data
-hub, cache_dir = 'https://huggingface.co', os.path.expanduser(cache_dir)
-weights = hub + '/openai-community/{}/resolve/main/model.safetensors'  # of gpt2, gpt2-medium, ...
-shards = {'fineweb': hub + '/datasets/kjj0/fineweb10B-gpt2/resolve/main/fineweb_{}.bin',
-          'fineweb-edu': hub + '/datasets/kjj0/finewebedu10B-gpt2/resolve/main/finewebedu_{}.bin'}
-questions = 'https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl'
-source = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
+def override():
+    """Set any of the above for one run, for example with --max_iters=100."""
+    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
+        return  # pasted into a notebook or a console, whose arguments are its own
+    for arg in sys.argv[1:]:
+        name, equals, value = arg.removeprefix('--').partition('=')
+        kind = type(globals().get(name))
+        if not arg.startswith('--') or kind not in (bool, int, float, str):
+            sys.exit(f'{arg}: no such setting\n{__doc__}')
+        assert equals or kind is bool, f'{arg}: write --{name}=value'
+        if kind is bool:
+            assert value in ('', 'True', 'False'), f'{arg}: True or False?'
+            value = value != 'False'
+        globals()[name] = kind(value)
 
-def fetch(address, path, digest=''):
-    """Download a file to path, unless it is there. What came before a break is kept and gone on
-    from; only one of the right size (and SHA-256, if given) gets its name. Raises OSError."""
-    if os.path.exists(path): return path
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = pathlib.Path(path + '.part')
-    # of what is there one byte again: to ask for none would be an error
-    have = max(0, part.stat().st_size - 1) if part.exists() else 0
-    request = urllib.request.Request(address, headers={'Range': f'bytes={have}-'})
-    try: response = urllib.request.urlopen(request, timeout=30)
-    except OSError as error: raise OSError(f'{address}: {error}') from None
-    with response, open(part, 'ab') as file:
-        if response.status != 206: have = 0  # this server only sends all of it
-        file.truncate(have)
-        size, shown = have + (response.length or 0), 0
-        while piece := response.read(2**20):
-            have += file.write(piece)
-            if time.time() > shown + 0.5 and sys.stdout.isatty():
-                shown = time.time()
-                print(f'\r{path}: {have / 1e6:.0f} of {size / 1e6:.0f} MB', end='', flush=True)
-    if have < size:
-        raise OSError(f'{address}: {have:,} of {size:,} bytes came; run it again to go on')
-    if digest and hashlib.sha256(part.read_bytes()).hexdigest()[:16] != digest:
-        part.unlink()
-        raise OSError(f'{address} is damaged')
-    os.replace(part, path)
-    print(('\r' if shown else '') + f'{path}: {have / 1e6:,.1f} MB from {address}')
-    return path
+if __name__ == '__main__':  # not when it is imported
+    override()
+rank = int(os.environ.get('RANK', 0))  # number of this process, set by torchrun
+world_size = int(os.environ.get('WORLD_SIZE', 1))  # number of processes
+if device == 'cuda' and world_size > 1:
+    device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'  # one GPU per process
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
-def split(text):
-    """Words with the space before them, numbers, punctuation and spaces: no token crosses these.
-
-    GPT-2's pattern, as near as the module re comes to it (it does not know \\p{L} and \\p{N})."""
-    return re.findall(
-        r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+", text)
-
-def learn_bpe(text, size):
-    """Byte-pair encoding (Sennrich et al. 2016; on bytes: Radford et al. 2019): size tokens, as
-    bytes. At first the 256 bytes; then, again and again, the most frequent pair becomes a token."""
-    counts = collections.Counter(split(text))
-    tokens = [bytes([i]) for i in range(256)]
-    words = [list(word.encode()) for word in counts]  # as token ids, so far
-    counts = list(counts.values())
-    pairs, where = collections.Counter(), collections.defaultdict(set)  # and in which words
-    for i, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pairs[pair] += counts[i]
-            where[pair].add(i)
-    heap = [(-count, -a, -b) for (a, b), count in pairs.items()]  # the most frequent comes first
-    heapq.heapify(heap)
-    while len(tokens) < size and heap:
-        count, a, b = heapq.heappop(heap)
-        best, changed = (-a, -b), set()
-        if pairs[best] != -count: continue  # it has changed since, and stands there once more
-        if pairs[best] < 2: break
-        for i in where.pop(best):  # only these words change, and only their pairs' counts
-            old, word, j = words[i], [], 0
-            while j < len(old):
-                found = tuple(old[j:j + 2]) == best
-                word.append(len(tokens) if found else old[j])
-                j += 2 if found else 1
-            for pair in zip(old, old[1:]): pairs[pair] -= counts[i]
-            for pair in zip(word, word[1:]):
-                pairs[pair] += counts[i]
-                where[pair].add(i)
-            changed |= {*zip(old, old[1:]), *zip(word, word[1:])}
-            words[i] = word
-        for a, b in changed: heapq.heappush(heap, (-pairs[a, b], -a, -b))
-        tokens.append(tokens[best[0]] + tokens[best[1]])
-    return tokens
-
-def vocabulary(tokens=None):
-    """An encoder of these tokens (bytes, in the order in which they were merged), or GPT-2's."""
-    if tokens is None:
-        try: return tiktoken.get_encoding('gpt2')
-        except OSError as error:
-            sys.exit(f"the vocabulary of GPT-2 can't be had ({type(error).__name__}): set "
-                     'TIKTOKEN_CACHE_DIR to a folder in which tiktoken once kept it')
-    return tiktoken.Encoding(
-        'learned', mergeable_ranks={token: i for i, token in enumerate(tokens)},
-        special_tokens={'<|endoftext|>': len(tokens)},
-        pat_str=r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-
-def pieces(path, begin, end):
-    """The UTF-8 text between two bytes of a file, a megabyte at a time."""
-    utf8 = codecs.getincrementaldecoder('utf-8')()
-    with open(path, 'rb') as file:
-        file.seek(begin)
-        while left := end - file.tell():
-            piece = file.read(min(left, 2**20))
-            piece += file.readline(end - file.tell())  # between lines no word is cut in two
-            yield utf8.decode(piece)
-
-def middle(path):
-    """The byte of a UTF-8 text at which its last tenth begins, and its size."""
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        file.seek(begin := int(0.9 * size))  # 10xxxxxx would be within a character
-        return begin + next((i for i, b in enumerate(file.read(4)) if b >> 6 != 2), 0), size
-
-def read_shard(path):
-    """A file of tokens, mapped: 256 int32 (20240520, version 1, how many), then uint16. (N,)"""
-    header = np.fromfile(path, '<i4', 256)
-    if header[:2].tolist() != [20240520, 1] or os.path.getsize(path) != 1024 + 2 * int(header[2]):
-        raise ValueError(f'{path} is no whole shard of tokens; delete it to have it anew')
-    return np.memmap(path, '<u2', 'r', 1024)
-
-def write_shard(path, texts, encoding):
-    """Texts as one shard of tokens, unless it is there; whole or not at all."""
-    if os.path.exists(path): return path
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + '.tmp', 'wb') as file:
-        file.write(bytes(1024))
-        for text in texts: file.write(np.array(encoding.encode_ordinary(text), '<u2').tobytes())
-        count = (file.tell() - 1024) // 2
-        file.seek(0)
-        file.write(struct.pack('<3i', 20240520, 1, count))
-    os.replace(path + '.tmp', path)
-    return path
-
-def prepare(encoding):
-    """The shards of the dataset: those to learn from and the one to be judged on."""
-    if dataset in shards:
-        names = ['val_000000'] + [f'train_{i:06}' for i in range(1, n_shards + 1)]
-        paths = [fetch(shards[dataset].format(name), f'{cache_dir}/{dataset}/{name}.bin')
-                 for name in names]
-    elif os.path.isdir(dataset):
-        paths = sorted(map(str, pathlib.Path(dataset).glob('*.bin')))
-        paths.sort(key=lambda path: 'val' not in os.path.basename(path))
-    else:
-        begin, size = middle(dataset)
-        about = f'{os.path.abspath(dataset)} {size} {os.path.getmtime(dataset)} {tokens}'
-        stem = f'{cache_dir}/{hashlib.sha256(about.encode()).hexdigest()[:16]}-'
-        paths = [write_shard(stem + 'val.bin', pieces(dataset, begin, size), encoding),
-                 write_shard(stem + 'train.bin', pieces(dataset, 0, begin), encoding)]
-    if len(paths) < 2: raise ValueError(f'{dataset} has {len(paths)} shards; 2 are needed')
-    val, *train = map(read_shard, paths)
-    return train, val
-
-def get_windows(step):
-    """The windows of a step, of all its micro-batches and processes: (windows, T + 1).
-
-    They depend on seed and step only: so a resumed run gets the same, however many processes."""
-    generator = np.random.default_rng((seed, step))
-    sizes = np.array([len(shard) - block_size for shard in train_shards])
-    start = generator.integers(sizes.sum(), size=total_batch_size // block_size)
-    ends = sizes.cumsum()
-    which = np.searchsorted(ends, start, side='right')  # in which shard, and where in it
-    start -= (ends - sizes)[which]
-    windows = np.empty((len(start), block_size + 1), np.int64)
-    for i in set(which):
-        windows[which == i] = train_shards[i][start[which == i, None] + np.arange(block_size + 1)]
-    return torch.from_numpy(windows)
-
-# ---------------------------------------------------------------- model
+# ------------------------------------------------------------------ model
+# GPT-2 (Radford et al. 2019), down to its names, its biases and its tanh GELU.
 @dataclasses.dataclass
 class GPTConfig:
-    """The sizes of a GPT; by default those of GPT-2 with 124M parameters (Radford et al. 2019)."""
-    block_size: int = 1024  # tokens it can look at
+    """The sizes of a GPT; by default those of GPT-2 with 124M parameters."""
+    block_size: int = 1024
     vocab_size: int = 50257
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
 
-class Cache:
-    """The keys and values of the tokens read so far, in all layers; room for block_size."""
-
-    def __init__(self, config, B, like):
-        shape = 2, B, config.n_head, config.block_size, config.n_embd // config.n_head
-        self.kv = [torch.empty(shape, dtype=like.dtype, device=like.device)
-                   for _ in range(config.n_layer)]
-        self.length = 0  # GPT.hidden moves it, once all layers have appended
-
-    def append(self, layer, k, v):
-        """k and v of new tokens, (B, n_head, T, head_size) -> those of all tokens."""
-        end = self.length + k.shape[2]
-        keys, values = self.kv[layer]
-        keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
-        return keys[:, :, :end], values[:, :, :end]
-
 class CausalSelfAttention(nn.Module):
-    """Each position gathers from itself and those before it what it needs (Vaswani et al. 2017)."""
-
-    def __init__(self, config, layer):
-        super().__init__()
-        self.n_head, self.layer, self.p = config.n_head, layer, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v of all heads at once
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)  # mixes what the heads found
-        self.resid_dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x, cache=None):
-        """(B, T, n_embd) -> (B, T, n_embd); with a cache: T tokens, or one, after those in it"""
-        B, T, C = x.shape
-        q, k, v = (z.view(B, T, self.n_head, -1).transpose(1, 2)  # (B, n_head, T, head_size)
-                   for z in self.c_attn(x).split(C, dim=2))
-        if cache: k, v = cache.append(self.layer, k, v)
-        p = self.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
-        return self.resid_dropout(self.c_proj(y.transpose(1, 2).reshape(B, T, C)))
-
-class MLP(nn.Module):
-    """What each position makes of it, on its own."""
+    """Each position gathers what it needs from itself and the positions before it."""
 
     def __init__(self, config):
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)  # wide
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)  # and back
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # q, k and v of all heads
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)  # mixes the heads
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        head_size = C // self.n_head
+        # query: what am I looking for? key: what do I contain? value: what do I pass on?
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        q = q.view(B, T, self.n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
+        k = k.view(B, T, self.n_head, head_size).transpose(1, 2)
+        v = v.view(B, T, self.n_head, head_size).transpose(1, 2)
+        if cache:  # reuse the keys and values of earlier positions
+            if cache['length'] > 0:
+                k = torch.cat((cache[self][0], k), dim=2)
+                v = torch.cat((cache[self][1], v), dim=2)
+            cache[self] = k, v
+        p = self.dropout if self.training else 0.0
+        # softmax(q k / sqrt(head_size)) v in one kernel (Dao et al. 2022);
+        # after the prompt T is 1: no future to hide
+        y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
+        y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
+        return self.resid_dropout(self.c_proj(y))
+
+class MLP(nn.Module):
+    """Each position processes, on its own, what it has gathered."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
-        # GPT-2 has GELU (Hendrycks & Gimpel 2016) in its form with tanh
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate='tanh')))
 
 class Block(nn.Module):
-    """Positions talk (attention), then think (MLP)."""
+    """Communicate, then compute. Both add to x instead of replacing it."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(config.n_embd), CausalSelfAttention(config, layer)
-        self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
 
     def forward(self, x, cache=None):
-        """(B, T, n_embd) -> (B, T, n_embd)"""
         x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.mlp(self.ln_2(x))
+        return x
 
 class GPT(nn.Module):
+    """Embeddings, a stack of blocks, and a head that scores every possible next token."""
+
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # which token it is
         self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = nn.LayerNorm(config.n_embd)  # the final norm
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # one table reads and writes (Press & Wolf 2017)
+        self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
         for name, p in self.named_parameters():
-            if p.dim() == 2:  # what is added to the residual stream is smaller, the more there is
-                added = name.endswith('c_proj.weight')
-                nn.init.normal_(p, std=0.02 / (2 * config.n_layer)**0.5 if added else 0.02)
-            elif name.endswith('bias'): nn.init.zeros_(p)
+            if p.dim() == 2:
+                gain = c_proj_gain if 'c_proj' in name else init_gain
+                # embeddings, too; GPT-2's 0.02 is a gain of 0.55 for 768 inputs
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
+            elif 'bias' in name:
+                nn.init.zeros_(p)
 
-    def hidden(self, idx, cache=None):
-        """Token ids (B, T) -> (B, T, n_embd), what the head makes logits of."""
-        past = cache.length if cache else 0
-        x = self.drop(self.wte(idx) + self.wpe.weight[past:past + idx.shape[1]])
-        for block in self.h: x = block(x, cache)
-        if cache: cache.length += idx.shape[1]
-        return self.ln_f(x)
+    def forward(self, idx, targets=None, cache=None):
+        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-    def forward(self, idx, targets=None):
-        """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
-        logits = self.lm_head(self.hidden(idx)).float()
-        if targets is None: return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        With a cache: computes only the positions not yet in it; logits of the last one."""
+        past = cache['length'] if cache else 0  # positions read earlier
+        T = idx.shape[1]
+        x = self.wte(idx[:, past:]) + self.wpe.weight[past:T]  # (B, T - past, n_embd)
+        x = self.drop(x)
+        for block in self.h:
+            x = block(x, cache)
+        if cache:
+            cache['length'] = T
+            x = x[:, -1:]
+        logits = self.lm_head(self.ln_f(x)).float()
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop=None,
-                 on_token=None):
-        """idx (B, T) -> (B, T + max_new_tokens), sampled; on_token sees each one (B, 1) at once.
-
-        From the top_k likeliest tokens, and of these from as many as together have the chance
-        top_p (Holtzman et al. 2020). It ends early when all rows have come to the token stop."""
-        size, x = self.config.block_size, idx[:, -self.config.block_size:]
-        cache, done = Cache(self.config, len(idx), self.wte.weight), torch.zeros_like(idx[:, :1])
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
+        """Continue idx (B, T), yielding one new token (B, 1) at a time."""
+        context = self.config.block_size  # the global block_size can be smaller
+        idx = idx[:, -context:]
+        cache = {'length': 0}  # positions read; each layer adds their keys and values
         for _ in range(max_new_tokens):
-            if cache.length + x.shape[1] > size:  # full: read the last half of the window again
-                cache.length, x = 0, idx[:, -((size + 1) // 2):]
-            logits = self.lm_head(self.hidden(x, cache)[:, -1]).float() / temperature  # (B, vocab)
-            if top_k > 0:  # the rest becomes impossible
-                logits[logits < logits.topk(min(top_k, logits.shape[1])).values[:, -1:]] = -math.inf
-            if top_p < 1:
-                chance, order = F.softmax(logits, dim=-1).sort(descending=True)
-                unlikely = chance.cumsum(dim=-1) - chance >= top_p  # what is before is enough
-                logits[unlikely.scatter(1, order, unlikely)] = -math.inf
-            x = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)  # (B, 1)
-            if stop is not None:
-                x = torch.where(done > 0, stop, x)
-                done = (x == stop).long()
-            idx = torch.cat((idx, x), dim=1)
-            if on_token: on_token(x)
-            if stop is not None and done.all(): break
-        return idx
+            if idx.shape[1] > context:  # full: reread the last half
+                idx = idx[:, -max(1, context // 2):]
+                cache = {'length': 0}
+            logits, _ = self(idx, cache=cache)
+            logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
+            # the top_k likeliest tokens, likeliest first
+            logits, tokens = logits.topk(min(top_k or logits.shape[1], logits.shape[1]))
+            if top_p < 1:  # of these, as many as together reach top_p (Holtzman et al. 2020)
+                chances = F.softmax(logits, dim=-1)
+                logits[chances.cumsum(dim=-1) - chances >= top_p] = -math.inf
+            choice = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+            token = tokens.gather(1, choice)
+            idx = torch.cat((idx, token), dim=1)
+            yield token
 
-    @classmethod
-    def from_pretrained(cls, name, dropout=0.0):
-        """A GPT with the weights of 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl', which are
-        downloaded once, or of a .safetensors file or a folder with one, in the names and layout of
-        OpenAI's GPT-2. Raises OSError, or ValueError where the file is not just that."""
-        path = name
-        if name in ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl'):
-            path = fetch(weights.format(name), f'{cache_dir}/{name}/model.safetensors')
-        elif os.path.isdir(name): path = os.path.join(name, 'model.safetensors')
-        shapes = {tensor: shape for tensor, shape, _ in read_safetensors(path)}
-        if not {'wte.weight', 'wpe.weight'} <= {*shapes}: raise ValueError(f'{path} has no GPT-2')
-        (vocab_size, n_embd), block_size = shapes['wte.weight'], shapes['wpe.weight'][0]
-        n_layer = sum(tensor.endswith('.ln_1.weight') for tensor in shapes)
-        beside, n_head = pathlib.Path(path).with_name('config.json'), n_embd // 64  # OpenAI's heads
-        if beside.exists(): n_head = json.loads(beside.read_text())['n_head']
-        with torch.device('meta'):  # without memory: each number is to be written just once
-            model = cls(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout))
-        model.to_empty(device='cpu')
-        model.lm_head.weight = model.wte.weight  # they were torn apart
-        left, wrong = dict(model.named_parameters()), []
-        for tensor, shape, read in read_safetensors(path):
-            turned = tensor.endswith(TURNED)
-            if tensor not in left: wrong.append(f'{tensor} is too much')
-            elif left[tensor].shape != (shape[::-1] if turned else shape):
-                wrong.append(f'{tensor} is of shape {tuple(shape)}')
-            else: left.pop(tensor).data.copy_(read().t() if turned else read())
-        if wrong or left:
-            raise ValueError(f'{path}: ' + ', '.join(wrong + [f'{t} is missing' for t in left]))
-        return model
+# ------------------------------------------------------------------ weights
+# The safetensors format: length of the header (8 bytes), header (JSON: type, shape and
+# byte range of each tensor), numbers. Matrices are stored as (inputs, outputs).
+transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
 
-    def save_pretrained(self, folder):
-        """Write model.safetensors and config.json, which transformers loads as GPT2LMHeadModel."""
-        c, header, size = self.config, {'__metadata__': {'format': 'pt'}}, 0
-        for name, p in self.named_parameters():
-            shape = [*p.shape][::-1 if name.endswith(TURNED) else 1]
-            header[name] = {'dtype': 'F32', 'shape': shape,
-                            'data_offsets': [size, size := size + 4 * p.numel()]}
-        head = json.dumps(header).encode()
-        head += b' ' * (-len(head) % 8)
-        os.makedirs(folder, exist_ok=True)
-        path = os.path.join(folder, 'model.safetensors')
-        with open(path + '.tmp', 'wb') as file:
-            file.write(struct.pack('<Q', len(head)) + head)
-            for name, p in self.named_parameters():
-                p = p.detach().float().cpu()
-                (p.t() if name.endswith(TURNED) else p).contiguous().numpy().tofile(file)
-        os.replace(path + '.tmp', path)
-        config = {'architectures': ['GPT2LMHeadModel'], 'model_type': 'gpt2', 'n_layer': c.n_layer,
-                  'n_head': c.n_head, 'n_embd': c.n_embd, 'n_positions': c.block_size,
-                  'vocab_size': c.vocab_size, 'activation_function': 'gelu_new',
-                  'bos_token_id': c.vocab_size - 1, 'eos_token_id': c.vocab_size - 1}
-        pathlib.Path(folder, 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+def fetch(url, path):
+    """Download a file, whole or not at all, unless it exists.
 
-# OpenAI's matrices are stored as (in, out), nn.Linear's are (out, in)
-TURNED = 'attn.c_attn.weight', 'attn.c_proj.weight', 'mlp.c_fc.weight', 'mlp.c_proj.weight'
+    One process does it, the others wait."""
+    if rank == 0 and not os.path.exists(path):
+        print('downloading', url, 'to', path)
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        socket.setdefaulttimeout(30)  # give up after 30 s without data
+        part = f'{path}.{os.getpid()}.tmp'
+        try:
+            urllib.request.urlretrieve(url, part)  # an error if it ends early
+            os.replace(part, path)
+        finally:
+            if os.path.exists(part):
+                os.remove(part)
+    if world_size > 1:
+        dist.barrier()
 
 def read_safetensors(path):
-    """(name, shape, a function that reads the tensor) for each tensor in a .safetensors file.
-
-    The format: the length of the header as a u64, the header as JSON, the numbers. Each tensor is
-    mapped from the file and let go again, so that not all of them are in memory. The prefix
-    'transformer.', masks and a copy of wte for the head are left out. Raises ValueError."""
-    kinds = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
+    """Yield (name, tensor) for each tensor of a file, mapped into memory."""
+    dtypes = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16,
+              'U8': torch.uint8, 'BOOL': torch.bool}  # the last two: causal masks
     size = os.path.getsize(path)
     with open(path, 'rb') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        try: header = json.loads(file.read(min(length, size)))
-        except ValueError: raise ValueError(f'{path} is damaged, or no .safetensors file') from None
+        start = 8 + int.from_bytes(file.read(8), 'little')
+        assert start < size, f'{path} is not a safetensors file'
+        header = json.loads(file.read(start - 8))
+    header.pop('__metadata__', None)
+    end = start + max(info['data_offsets'][1] for info in header.values())
+    assert size == end, f'{path} has {size:,} bytes instead of {end:,}; delete it'
     for name, info in header.items():
-        name = name.removeprefix('transformer.')
-        if name.endswith(('__metadata__', 'lm_head.weight', '.attn.bias', '.attn.masked_bias')):
-            continue
-        begin, end = (8 + length + offset for offset in info['data_offsets'])
-        if end > size: raise ValueError(f'{path} is {end - size:,} bytes too short')
-        if info['dtype'] not in kinds: raise ValueError(f"{name} is of type {info['dtype']}")
-        raw = lambda b=begin, e=end: np.memmap(path, np.uint8, 'c', b, (e - b,))
-        yield name, torch.Size(info['shape']), lambda raw=raw, info=info: torch.frombuffer(
-            raw(), dtype=kinds[info['dtype']]).view(info['shape'])
+        first, last = info['data_offsets']
+        # 'c': copy on write, as torch wants writable memory
+        data = np.memmap(path, np.uint8, 'c', start + first, (last - first,))
+        tensor = torch.from_numpy(data).view(dtypes[info['dtype']])
+        yield name, tensor.view(info['shape'])
 
-# ---------------------------------------------------------------- training
-# operations per second by the data sheets, dense, in bfloat16 (T4 and V100: float16; H100 as SXM)
-PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'T4': 65e12, 'V100': 125e12}
+def from_pretrained(name, dropout=0.0):
+    """Load OpenAI's 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl' (downloaded once),
+    or a folder that save_pretrained or transformers has written.
 
-def over_ranks(number):
-    """The sum of a number over all processes."""
-    if world == 1: return number
+    Raises RuntimeError if a tensor is missing, unexpected, or has the wrong shape."""
+    folder = name
+    names = ['gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl']
+    if name in names and not os.path.isdir(name):
+        folder = os.path.expanduser(f'{cache_dir}/{name}')
+        for part in 'config.json', 'model.safetensors':
+            url = f'https://huggingface.co/openai-community/{name}/resolve/main/{part}'
+            fetch(url, f'{folder}/{part}')
+    path = f'{folder}/model.safetensors'
+    assert os.path.exists(path), (
+        f'no file {path}; init_from: {", ".join(names)}, or a folder '
+        'with config.json and model.safetensors (all weights in one file)')
+    with open(f'{folder}/config.json', encoding='utf-8') as file:
+        stored = json.load(file)
+    usual = dict(activation_function='gelu_new', layer_norm_epsilon=1e-5,
+                 scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    for key, value in usual.items():  # otherwise it is another architecture
+        assert stored.get(key, value) == value, (
+            f'{folder}/config.json: {key} is not {value}')
+    vocab_size = stored['vocab_size']
+    if 50257 < vocab_size <= 50432:  # GPT-2's and padding
+        vocab_size = 50257
+    config = GPTConfig(stored['n_positions'], vocab_size, stored['n_layer'],
+                       stored['n_head'], stored['n_embd'], dropout)
+    state = {}
+    for key, tensor in read_safetensors(path):
+        key = key.removeprefix('transformer.')
+        if key.endswith(('.attn.bias', '.attn.masked_bias')):
+            continue  # causal masks
+        if key.endswith(transposed):
+            tensor = tensor.t()
+        if key in ('wte.weight', 'lm_head.weight'):
+            tensor = tensor[:vocab_size]
+        state[key] = tensor.float().clone(memory_format=torch.contiguous_format)
+    head = state.setdefault('lm_head.weight', state['wte.weight'])
+    assert torch.equal(head, state['wte.weight']), f'{path}: lm_head and wte differ'
+    with torch.device('meta'):  # a model without memory, until it gets these tensors
+        model = GPT(config)
+    model.load_state_dict(state, assign=True)
+    model.lm_head.weight = model.wte.weight
+    return model
+
+def save_pretrained(model, folder):
+    """Write model.safetensors and config.json, for from_pretrained or transformers."""
+    os.makedirs(folder, exist_ok=True)
+    header = {'__metadata__': {'format': 'pt'}}
+    data = bytearray()
+    for name, p in model.named_parameters():
+        p = p.detach().float().cpu()
+        if name.endswith(transposed):
+            p = p.t()
+        first = len(data)
+        data += p.contiguous().numpy().tobytes()
+        header[name] = {'dtype': 'F32', 'shape': list(p.shape),
+                        'data_offsets': [first, len(data)]}
+    header = json.dumps(header).encode()
+    header += b' ' * (-len(header) % 8)  # aligns the numbers
+    part = f'{folder}/model.safetensors.{os.getpid()}.tmp'
+    with open(part, 'wb') as file:
+        file.write(len(header).to_bytes(8, 'little') + header)
+        file.write(data)
+    os.replace(part, f'{folder}/model.safetensors')
+    config = model.config
+    stored = dict(architectures=['GPT2LMHeadModel'], model_type='gpt2',
+                  n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
+                  n_positions=config.block_size, vocab_size=config.vocab_size,
+                  activation_function='gelu_new', bos_token_id=config.vocab_size - 1,
+                  eos_token_id=config.vocab_size - 1)
+    with open(f'{folder}/config.json', 'w', encoding='utf-8') as file:
+        json.dump(stored, file, indent=2)
+
+# ------------------------------------------------------------------ vocabulary
+# A text is first split into words (with the space before them), numbers, punctuation and
+# white space; no token crosses a split. This is GPT-2's pattern, written with classes that
+# Python's re has; the limit of 32 keeps text without spaces fast.
+pattern = (r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]{1,32}| ?\d{1,32}| ?(?:[^\s\w]|_){1,32}"
+           r"|\s+(?!\S)|\s+")
+
+def merge(word, pair, new):
+    """The word (a list of tokens) with each occurrence of the pair replaced by new."""
+    merged = []
+    for token in word:
+        if merged and (merged[-1], token) == pair:
+            merged[-1] = new
+        else:
+            merged.append(token)
+    return merged
+
+def learn_bpe(text, size):
+    """Byte-pair encoding (Sennrich et al. 2016; on bytes: Radford et al. 2019).
+
+    Tokens 0 to 255 are the bytes. The most frequent pair of neighbors becomes token 256,
+    and so on, up to size tokens. Returns merges: these pairs, in order."""
+    frequency = collections.Counter(re.findall(pattern, text))  # of each word
+    words = [list(word.encode()) for word in frequency]  # as lists of tokens
+    counts = list(frequency.values())
+    pairs = collections.Counter()  # how often does each pair occur?
+    where = collections.defaultdict(set)  # in which words?
+    for i, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += counts[i]
+            where[pair].add(i)
+    merges = []
+    while len(merges) < size - 256:
+        best = max(pairs, key=pairs.get, default=None)
+        if pairs[best] < 2:
+            break  # no pair occurs twice
+        for i in where.pop(best):  # only these words change
+            for pair in zip(words[i], words[i][1:]):
+                pairs[pair] -= counts[i]
+            words[i] = merge(words[i], best, 256 + len(merges))
+            for pair in zip(words[i], words[i][1:]):
+                pairs[pair] += counts[i]
+                where[pair].add(i)
+        del pairs[best]
+        merges.append(best)
+    return merges
+
+def make_encoding(merges):
+    """A tiktoken encoding: from learned merges, or GPT-2's if merges is None."""
+    if merges is None:
+        return tiktoken.get_encoding('gpt2')
+    tokens = [bytes([i]) for i in range(256)]
+    for a, b in merges:
+        tokens.append(tokens[a] + tokens[b])
+    ranks = {token: i for i, token in enumerate(tokens)}
+    return tiktoken.Encoding('learned', pat_str=pattern, mergeable_ranks=ranks,
+                             special_tokens={'<|endoftext|>': len(tokens)})
+
+# ------------------------------------------------------------------ data
+# train_shards is a list of token arrays, val_data a single one. A text is one shard.
+# A file of web text: 256 int32 (20240520, 1, number of tokens, zeros), uint16 tokens.
+hub = 'https://huggingface.co/datasets/kjj0/'
+web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
+       'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
+
+def read_text():
+    """The text to train on, and its last tenth, for validation."""
+    if dataset == 'input.txt':
+        # if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
+        assert not resume or os.path.exists(dataset), (
+            f'put the input.txt that {checkpoint} was trained on into this folder')
+        url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
+               'data/tinyshakespeare/input.txt')
+        fetch(url, 'input.txt')
+    with open(dataset, encoding='utf-8-sig') as file:
+        text = file.read()
+    n = int(0.9 * len(text))
+    return text[:n], text[n:]
+
+def read_shard(path):
+    """The tokens of a shard, an array (N,) mapped into memory."""
+    header = np.fromfile(path, '<i4', 256)
+    size = os.path.getsize(path)
+    whole = size > 1024 and header[0] == 20240520 and size == 1024 + 2 * header[2]
+    assert whole, f'{path} is not a whole shard of tokens; delete it'
+    return np.memmap(path, '<u2', 'r', 1024)
+
+def read_shards():
+    """Shards to train on and one to validate on (val in its name): web text, or the *.bin
+    files of a folder."""
+    paths = sorted(glob.glob(f'{glob.escape(dataset)}/*.bin'))
+    if dataset in web:
+        folder = os.path.expanduser(f'{cache_dir}/{dataset}')
+        names = ['val_000000'] + [f'train_{i:06}' for i in range(1, n_shards + 1)]
+        paths = [f'{folder}/{name}.bin' for name in names]
+        for name, path in zip(names, paths):
+            fetch(f'{web[dataset]}{name}.bin', path)
+    train = [read_shard(path) for path in paths if 'val' not in os.path.basename(path)]
+    val = [read_shard(path) for path in paths if 'val' in os.path.basename(path)]
+    assert train and len(val) == 1, (
+        f'{dataset}: {len(train)} shards to train on, {len(val)} to validate on')
+    return train, val[0][:10_000_000]
+
+def sequences():
+    """Yield sequences of block_size + 1 tokens, without end.
+
+    Each epoch cuts the shards at new offsets and shuffles the pieces of each."""
+    for epoch in itertools.count():
+        rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
+        for shard in train_shards:
+            offset = torch.randint(block_size, (1,), generator=rng).item()
+            n = (len(shard) - 1 - offset) // block_size
+            for i in torch.randperm(n, generator=rng).tolist():
+                first = offset + i * block_size
+                yield shard[first:first + block_size + 1]
+
+def get_batch():
+    """This process's share of a step: sequences x, and y, x shifted by one token.
+
+    Both (total_batch_size / block_size / world_size, T)."""
+    # source is an iterator of sequences(), in the same order in every process
+    batch = list(itertools.islice(source, total_batch_size // block_size))
+    xy = np.stack(batch[rank::world_size]).astype(np.int64)
+    xy = torch.from_numpy(xy).to(device)
+    return xy[:, :-1], xy[:, 1:]
+
+# ------------------------------------------------------------------ scores
+def sum_over_ranks(number):
+    """The sum of each process's number."""
+    if world_size == 1:
+        return number
     total = torch.tensor(number, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.item()
 
 @torch.no_grad()
+@autocast
 def evaluate():
-    """Mean loss over the validation split, nats per token; nothing random."""
+    """Exact mean loss over the validation tokens, in nats per token."""
     model.eval()
-    tokens = torch.from_numpy(val_shard[:eval_tokens + 1].astype(np.int64))
-    count = len(tokens) - 1  # every token but the first is predicted, once
-    pad = (0, -count % block_size)  # fills the last window; a target of -1 is not scored
-    x = F.pad(tokens[:-1], pad).view(-1, block_size)[rank::world].split(batch_size)
-    y = F.pad(tokens[1:], pad, value=-1).view(-1, block_size)[rank::world].split(batch_size)
-    with autocast:
-        total = sum(model(xb.to(device), yb.to(device))[1].item() * (yb >= 0).sum().item()
-                    for xb, yb in zip(x, y) if len(xb))
+    data = torch.from_numpy(val_data.astype(np.int64)).to(device)
+    n = (len(data) - 1) // block_size  # as many whole sequences as there are
+    x = data[:n * block_size].view(n, block_size)[rank::world_size]
+    y = data[1:n * block_size + 1].view(n, block_size)[rank::world_size]
+    total = 0.0
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+        if len(xb) > 0:  # a process can have none
+            total += model(xb, yb)[1].item() * len(xb)
     model.train()
-    return over_ranks(total) / count
+    return sum_over_ranks(total) / n
 
 def bits_per_byte(loss):
-    """Nats per token -> bits per byte of text, which can be compared between vocabularies."""
-    length = np.array([len(token) for token in map(
-        encoding.decode_single_token_bytes, range(encoding.max_token_value))] + [0])
-    scored = val_shard[1:eval_tokens + 1]  # <|endoftext|>, the last token, is no text
-    return loss / math.log(2) * len(scored) / length[scored].sum()
-
-def accumulate(windows):
-    """Forward and backward over this process's share of a step's windows; their mean loss."""
-    total, parts = 0.0, windows[rank::world].split(batch_size)
-    for i, part in enumerate(parts):
-        part = part.to(device)
-        if world > 1: train_model.require_backward_grad_sync = i == len(parts) - 1
-        with autocast: _, loss = train_model(part[:, :-1], part[:, 1:])
-        scaler.scale(loss / len(parts)).backward()
-        total += loss.item() / len(parts)
-    return over_ranks(total) / world
+    """Nats per token -> bits per byte of text, comparable between vocabularies."""
+    n = (len(val_data) - 1) // block_size * block_size
+    scored = val_data[1:n + 1]  # the targets in evaluate
+    # <|endoftext|>, between documents, is scored but has no bytes
+    text = encoding.decode_bytes(scored[scored != encoding.eot_token].tolist())
+    return loss / math.log(2) * n / len(text)
 
 @torch.no_grad()
+@autocast
 def score_hellaswag():
-    """HellaSwag (Zellers et al. 2019): which of four endings goes on from a text? The share that is
-    right if the likeliest is chosen, by the sum of its tokens' losses, and by their mean."""
-    model.eval()
-    path = fetch(questions, f'{cache_dir}/hellaswag_val.jsonl')
-    rows = []
-    for line in pathlib.Path(path).read_text(encoding='utf-8').splitlines()[:hellaswag_limit]:
-        row = json.loads(line)
-        start = encoding.encode_ordinary(row['ctx'])
-        ends = [encoding.encode_ordinary(' ' + ending) for ending in row['endings']]
-        rows.append((row['label'], [(start + end)[-config.block_size - 1:] for end in ends],
-                     [len(end) for end in ends]))
-    count, rows = len(rows), sorted(rows, key=lambda row: max(map(len, row[1])))[rank::world]
+    """HellaSwag (Zellers et al. 2019): which of four endings continues a text?
+
+    Returns the share of right answers if the ending with the lowest loss is chosen: the
+    lowest sum over its tokens, and the lowest mean."""
+    url = ('https://raw.githubusercontent.com/rowanz/hellaswag/master/'
+           'data/hellaswag_val.jsonl')
+    path = os.path.expanduser(f'{cache_dir}/hellaswag_val.jsonl')
+    fetch(url, path)
+    with open(path, encoding='utf-8') as file:
+        rows = [json.loads(line) for line in file][:hellaswag]
     right = np.zeros(2)
-    for i in range(0, len(rows), 8):  # rows of similar length, so that there is little padding
-        labels, texts, sizes = zip(*rows[i:i + 8])
-        texts, sizes = sum(texts, []), torch.tensor(sizes).view(-1, 1).to(device)
-        longest = max(map(len, texts))
-        idx = torch.tensor([text + [0] * (longest - len(text)) for text in texts]).to(device)
-        ends = torch.tensor([len(text) for text in texts]).view(-1, 1).to(device)
-        with autocast: logits = model(idx[:, :-1])[0]
-        loss = F.cross_entropy(logits.transpose(1, 2), idx[:, 1:], reduction='none')  # (4 rows, T)
-        at = torch.arange(1, longest, device=device)
-        loss = (loss * ((at >= ends - sizes) & (at < ends))).sum(dim=1)
-        for k, score in enumerate((loss, loss / sizes[:, 0])):
-            right[k] += (score.view(-1, 4).argmin(dim=1).cpu() == torch.tensor(labels)).sum().item()
-    return [over_ranks(r) / count for r in right]
+    for row in rows[rank::world_size]:
+        start = encoding.encode_ordinary(row['ctx'])
+        scores = []
+        for ending in row['endings']:
+            ending = encoding.encode_ordinary(' ' + ending)
+            ids = (start + ending)[-model.config.block_size - 1:]
+            idx = torch.tensor(ids, device=device)
+            logits, _ = model(idx[None, :-1])
+            losses = F.cross_entropy(logits[0], idx[1:], reduction='none')
+            losses = losses[-len(ending):]
+            scores.append((losses.sum().item(), losses.mean().item()))
+        chosen = np.argmin(scores, axis=0)  # by sum, by mean
+        right += chosen == row['label']
+    return [sum_over_ranks(n) / len(rows) for n in right]
 
-def save():
-    """Write the checkpoint aside, then move it into place: a kill leaves the old or the new one."""
-    state = {'must_fit': must_fit, 'model': model.state_dict(), 'best': best, 'step': step,
-             'optimizer': optimizer.state_dict(), 'scaler': scaler.state_dict(),
-             'random': torch.get_rng_state(), 'losses': losses, 'val_losses': val_losses,
-             'seconds': seconds}
-    try:
-        torch.save(state, checkpoint + '.tmp')
-        os.replace(checkpoint + '.tmp', checkpoint)
-    except (OSError, RuntimeError) as error:
-        sys.exit(f'could not write {checkpoint} ({error}); what was there before is untouched')
-
-def plot():
-    """Print the loss as a curve: '.' training (the mean of a column's steps), 'o' validation."""
-    curve = F.adaptive_avg_pool1d(torch.tensor([losses]), 64)[0].tolist()
-    points = [(loss, i, '.') for i, loss in enumerate(curve)]
-    points += [(loss, (i - 1) * 64 // len(losses), 'o') for loss, i in val_losses]
-    low, high = min(points)[0], max(points)[0]
-    rows = [[' '] * 64 for _ in range(11)]
-    for loss, column, mark in points:
-        rows[round((high - loss) / (high - low + 1e-9) * 10)][column] = mark
-    for i, row in enumerate(rows):
-        print(f'{high - i * (high - low) / 10:5.2f} |' + ''.join(row))
-    print(f"{'step 1':>12}{'. training loss, o validation loss':^44}step {len(losses)}")
+# ------------------------------------------------------------------ training
+def forward_backward(x, y):
+    """Sum the gradient over micro-batches and processes; return the mean loss."""
+    total = 0.0
+    for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
+        with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+            logits, loss = train_model(xb, yb)
+        loss = loss * batch_size * block_size / total_batch_size  # its share of the mean
+        scaler.scale(loss).backward()
+        total += loss.item()
+    if world_size > 1:
+        for p in model.parameters():
+            dist.all_reduce(p.grad)
+    return sum_over_ranks(total)
 
 if __name__ == '__main__':
-    if rank: sys.stdout = open(os.devnull, 'w')  # one process speaks for all
-    # on a CPU the fused attention is slower in training than its steps one by one
-    torch.backends.cuda.enable_flash_sdp(device != 'cpu')
-    if world > 1:
-        if device == 'cuda': torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
-        dist.init_process_group('nccl' if device.startswith('cuda') else 'gloo')
+    if world_size > 1:
+        assert 'LOCAL_RANK' in os.environ, 'WORLD_SIZE is set, but not by torchrun'
+        backend = 'gloo'
+        if device_type == 'cuda':
+            backend = 'nccl'
+            torch.cuda.set_device(device)
+        patience = datetime.timedelta(hours=2)  # for downloads
+        dist.init_process_group(backend, timeout=patience)
+    if rank > 0:
+        sys.stdout = open(os.devnull, 'w')  # one process prints for all
 
-    # bfloat16 halves the traffic and, where the processor has it, the time of a product
-    why = 'as set'
-    if dtype == 'auto' and device.startswith('cuda'):
-        major, minor = torch.cuda.get_device_capability(device)
-        dtype, why = 'bfloat16' if major >= 8 else 'float16', f'compute capability {major}.{minor}'
-    elif dtype == 'auto' and device == 'cpu':
-        fast, slow = milliseconds(torch.bfloat16), milliseconds(torch.float32)
-        dtype = 'bfloat16' if fast < slow else 'float32'
-        why = f'a matrix product takes {fast:.1f} ms in bfloat16, {slow:.1f} ms in float32'
-    elif dtype == 'auto':
-        dtype, why = 'float32', 'always so on MPS'
-    autocast = torch.autocast(device.split(':')[0], getattr(torch, dtype),
-                              enabled=dtype != 'float32')
-    print(f'device {device}: PyTorch finds {gpus} here; {dtype}: {why}')
+    # the weights to begin with, their sizes and their vocabulary
+    merges = None  # the pairs from learn_bpe; None: GPT-2's vocabulary
+    sizes = {}  # settings that are fixed by the weights or the vocabulary
+    is_text = dataset not in web and not os.path.isdir(dataset)
+    # a text is needed to train on, or to learn its vocabulary
+    if is_text and (max_iters > 0 or not (resume or init_from)):
+        train_text, val_text = read_text()
+    if resume:
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        merges = saved['merges']
+        sizes = saved['sizes']
+    elif init_from:
+        model = from_pretrained(init_from, dropout)
+        # not block_size: it can be shorter than the model's context
+        for name in 'vocab_size', 'n_layer', 'n_head', 'n_embd':
+            sizes[name] = getattr(model.config, name)
+        if os.path.exists(f'{init_from}/merges.json'):
+            with open(f'{init_from}/merges.json') as file:
+                merges = json.load(file)
+    elif is_text:
+        # 10 MB suffice; one token is left for <|endoftext|>
+        merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)
+    encoding = make_encoding(merges)
+    n_vocab = sizes.get('vocab_size', encoding.n_vocab)
+    assert n_vocab == encoding.n_vocab, (
+        f'the weights expect {n_vocab} tokens, the vocabulary has {encoding.n_vocab}')
+    sizes['vocab_size'] = n_vocab
+    globals().update(sizes)
+    override()  # a size that was typed must match: the next assert
+    for name, size in sizes.items():
+        assert globals()[name] == size, f'{name} has to be {size}'
+    sizes = dict(block_size=block_size, vocab_size=vocab_size,
+                 n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
+    assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+    assert top_p > 0, 'top_p must be above 0'
+    assert abs(seed) < 10**9, 'seed: at most 9 digits'  # see manual_seed below
 
-    torch.manual_seed(seed + rank)  # so that each has dropout of its own; all get rank 0's weights
-    tokens, saved, ready = None, None, dataset in shards or os.path.isdir(dataset)
-    try:
-        if dataset == 'input.txt' and max_iters and not os.path.exists(dataset):
-            try: fetch(source, os.path.abspath(dataset), '86c4e6aa9db7c042')
-            except OSError as error:
-                sys.exit(f'{error}; put a text of your own, in UTF-8, into input.txt in this '
-                         'folder')
-        if init_from == 'resume':
-            saved = torch.load(checkpoint, map_location=device, weights_only=True)
-            if saved['must_fit']['script'] != 'gpt2.py': raise ValueError("it is another script's")
-            config, tokens = GPTConfig(**saved['must_fit']['config']), saved['must_fit']['tokens']
-            model = GPT(config)
-            for name in ('n_layer', 'n_head', 'n_embd'):
-                made = getattr(config, name)
-                if f'--{name}=' in ' '.join(sys.argv) and globals()[name] != made:
-                    raise ValueError(f'{checkpoint} was made with {name}={made}')
-        elif init_from == 'scratch':
-            if not ready:  # a vocabulary made for this text, from its first megabytes
-                text = ''.join(pieces(dataset, 0, min(10_000_000, middle(dataset)[0])))
-                tokens = [t.decode('latin-1') for t in learn_bpe(text, vocab_size - 1)]
-            config = GPTConfig(block_size, len(tokens) + 1 if tokens else 50257, n_layer, n_head,
-                               n_embd, dropout)
-            model = GPT(config)
+    if max_iters > 0:
+        if is_text:
+            train_shards = [np.array(encoding.encode_ordinary(train_text))]
+            val_data = np.array(encoding.encode_ordinary(val_text))
         else:
-            model = GPT.from_pretrained(init_from, dropout)
-            config, beside = model.config, pathlib.Path(init_from, 'tokens.json')
-            if beside.exists(): tokens = json.loads(beside.read_text())
-        block_size = min(block_size, config.block_size)
-        encoding = vocabulary([t.encode('latin-1') for t in tokens] if tokens else None)
-        if encoding.n_vocab != config.vocab_size:
-            raise ValueError(f'weights for {config.vocab_size} tokens, a vocabulary of '
-                             f'{encoding.n_vocab}')
-        if max_iters:
-            if rank: dist.barrier()  # the first process downloads and tokenizes, for all
-            train_shards, val_shard = prepare(encoding)
-            if world > 1 and not rank: dist.barrier()
-            if min(map(len, [val_shard, *train_shards])) < block_size + 2:
-                raise ValueError(f'{dataset} is too short')
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, http.client.HTTPException,
-            pickle.UnpicklingError, EOFError) as error:  # a damaged file fails in many ways
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        sys.exit(f'init_from={init_from}, dataset={dataset}: {reason}')
+            assert merges is None, f'{dataset} is in GPT-2 tokens, unlike the weights'
+            train_shards, val_data = read_shards()
+        n_train = sum(map(len, train_shards))
+        print(f'{dataset}: {n_train:,} tokens to train on, '
+              f'{len(val_data):,} to validate on')
+        shortest = min(map(len, train_shards + [val_data]))
+        assert shortest >= 2 * block_size, (
+            f'{dataset} is too short: {shortest} tokens, {2 * block_size} are needed')
+        at_once = batch_size * block_size * world_size  # tokens
+        assert total_batch_size % at_once == 0, (
+            f'total_batch_size must be a multiple of {at_once}')
+
+    torch.manual_seed(seed)
+    if resume or not init_from:
+        context = len(saved['model']['wpe.weight']) if resume else block_size
+        model = GPT(GPTConfig(context, vocab_size, n_layer, n_head, n_embd, dropout))
+    context = model.config.block_size
+    assert max_iters == 0 or block_size <= context, f'block_size is at most {context}'
     model.to(device)
-    at_once = batch_size * block_size * world
-    if max_iters and total_batch_size % at_once:
-        sys.exit(f'total_batch_size={total_batch_size} does not divide by batch_size * block_size '
-                 f'* processes = {at_once}: {max(1, total_batch_size // at_once) * at_once} does')
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
+          f'{vocab_size:,} different tokens')
+    # CPUs obey this, too: FlashAttention pays only for long sequences there
+    torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() == 1]  # no pull towards zero for these
+    # LayerNorm and biases are not decayed
+    vectors = [p for p in model.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
-    scaler = torch.amp.GradScaler(device.split(':')[0], enabled=dtype == 'float16')
-    step, losses, val_losses, seconds, best = 0, [], [], 0.0, model.state_dict()
-    must_fit = {'script': 'gpt2.py', 'config': dataclasses.asdict(config), 'tokens': tokens}
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f'{init_from}: {parameters:,} parameters, {config.vocab_size:,} tokens, {config}')
-    if saved:
-        model.load_state_dict(saved['model'])
-        optimizer.load_state_dict(saved['optimizer'])
-        scaler.load_state_dict(saved['scaler'])
-        torch.set_rng_state(saved['random'].cpu())
-        step, losses, val_losses, seconds, best = (
-            saved[name] for name in ('step', 'losses', 'val_losses', 'seconds', 'best'))
-        print(f'resumed from {checkpoint} after step {step}')
-    if max_iters:
-        print(f'{dataset}: {sum(map(len, train_shards)):,} tokens to learn from, '
-              f'{len(val_shard):,} to be judged on; a step: {total_batch_size // at_once} times '
-              f'{batch_size} windows of {block_size} on {world} devices')
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    train_model = torch.compile(model) if use_compile else model
 
-    train_model = model
-    if use_compile:
+    step = 0
+    train_loss = 0.0  # running mean of about the last 100 steps
+    best_loss = math.inf  # lowest validation loss
+    best = {}  # the weights that reached it
+    if resume:
+        model.load_state_dict(saved['model'])
+        # betas and weight decay are this run's, not the saved ones
+        saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
+        optimizer.load_state_dict(saved['optimizer'])
+        if saved['scaler']:  # empty unless it was trained in float16
+            scaler.load_state_dict(saved['scaler'])
+        step = saved['step']
+        train_loss = saved['train_loss']
+        best_loss = saved['best_loss']
+        best = saved['best']
+        print(f'loaded {checkpoint}, saved after step {step}, with {sizes}')
+
+    n_read = step * (total_batch_size // block_size)  # sequences read before a resume
+    source = itertools.islice(sequences(), n_read, None)
+
+    temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
+    if step < max_iters and rank == 0:
+        open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+        os.remove(temporary)
+        if os.path.isfile(checkpoint) and not resume:
+            os.replace(checkpoint, checkpoint + '.old')
+            print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+
+    stop = []  # no longer empty after Ctrl-C
+    def interrupt(*_):
+        """First Ctrl-C: end training after the current step. Second: stop at once."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.append(True)
+
+    signal.signal(signal.SIGINT, interrupt)
+
+    def report(line):
+        """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
         try:
-            torch.compile(torch.neg)(torch.ones(1, device=device))  # fails with no compiler
-            train_model = torch.compile(model)
-        except Exception as error:
-            print(f'use_compile: not here, so without it ({error})'.splitlines()[0])
-    if world > 1:
-        train_model = nn.parallel.DistributedDataParallel(
-            train_model, device_ids=[device] if device.startswith('cuda') else None)
-    interrupts = []  # Ctrl-C makes the step at hand the last one
-    signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
-    clear = '\r' + ' ' * 79 + '\r' if sys.stdout.isatty() else ''  # a file gets no progress line
-    start, shown, first = time.time() - seconds, 0.0, step + 1
-    for step in range(first, max_iters + 1):
-        lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # a quarter of a cosine
-        lr *= min(1, step / warmup_iters)
-        for group in optimizer.param_groups: group['lr'] = lr
-        while True:
-            try:
-                optimizer.zero_grad()
-                losses.append(accumulate(get_windows(step)))
-                break
-            except torch.OutOfMemoryError:  # half as many windows at once give the same gradient
-                if batch_size == 1 or world > 1: sys.exit('out of memory: take a lower batch_size')
-                batch_size //= 2
-                print(f'{clear}out of memory: so now it is batch_size={batch_size}')
+            print(line)
+        except OSError:
+            stop.append(True)
+
+    def save():
+        """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
+        if rank > 0:
+            return
+        state = dict(sizes=sizes, merges=merges, optimizer=optimizer.state_dict(),
+                     scaler=scaler.state_dict(), model=model.state_dict(), best=best,
+                     step=step, train_loss=train_loss, best_loss=best_loss)
+        try:
+            with open(temporary, 'wb') as file:
+                torch.save(state, file)
+            os.replace(temporary, checkpoint)
+        except (OSError, RuntimeError) as error:  # a full disk, for example
+            report(f'could not write {checkpoint}: {error}')
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    start_time = time.time()
+    for step in range(step + 1, max_iters + 1):
+        # evaluating changes nothing; dropout differs between processes
+        torch.manual_seed((seed * world_size + rank) * 10**6 + step)
+        lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
+        lr = lr * min(step / (warmup_iters + 1), 1)
+        for group in optimizer.param_groups:
+            group['lr'] = lr
+        x, y = get_batch()
+        model.zero_grad()
+        loss = forward_backward(x, y)
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
         scaler.step(optimizer)
         scaler.update()
-        last = step == max_iters or over_ranks(len(interrupts)) > 0
-        val_loss = evaluate() if step % eval_interval == 0 or last else None
-        if not math.isfinite(losses[-1] + (val_loss or 0)):  # before it can reach the checkpoint
-            sys.exit(f'{clear}step {step}: the loss is not finite: try a lower learning_rate than '
-                     f'{learning_rate}; {checkpoint} is as it was')
-        seconds = time.time() - start
-        speed = step * total_batch_size / seconds  # tokens per second
-        if val_loss is not None:
-            val_losses.append((val_loss, step))
-            best_loss, best_step = min(val_losses)
-            loss = sum(losses[-100:]) / len(losses[-100:])  # of the last hundred steps
-            print(f'{clear}step {step:4}: train loss {loss:.4f}, val loss {val_loss:.4f}, '
-                  f'{seconds:.1f} s', flush=True)
-            if best_step == step:
-                best = {name: t.clone() for name, t in model.state_dict().items()}
-            if rank == 0 and (best_step == step or last): save()
-            if last: break
-        elif clear and seconds > shown + 0.2:
-            shown = seconds
-            print(f'{clear}step {step}/{max_iters}, loss {losses[-1]:.4f}, {speed:,.0f} tokens/s, '
-                  f'{seconds / step * (max_iters - step):.0f} s left', end='', flush=True)
-    if first <= max_iters:
-        plot()
-        print(f'best val loss {best_loss:.4f} (step {best_step}), perplexity '
-              f'{torch.tensor(best_loss).exp():.2f}, {bits_per_byte(best_loss):.4f} bits per byte, '
-              f'{seconds:.1f} s, {speed:,.0f} tokens/s')
-        if peak := next((peak for gpu, peak in PEAKS.items() if device.startswith('cuda')
-                         and re.search(rf'\b{gpu}\b', torch.cuda.get_device_name(device))), None):
-            # 6 operations for each parameter, and attention's (Chowdhery et al. 2022, appendix B)
-            work = 6 * parameters + 12 * config.n_layer * config.n_embd * block_size
-            print(f'{speed / world * work / peak:.1%} of what the GPU could do (MFU)')
-    model.load_state_dict(best)
+
+        train_loss += (loss - train_loss) / min(step, 100)
+        assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
+        if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+            stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
+            report(f'{step:6} {stars}')
+        if step % eval_interval == 0 or step == max_iters:
+            val_loss = evaluate()
+            assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
+            if val_loss < best_loss:
+                best_loss = val_loss
+                best = {name: p.clone() for name, p in model.state_dict().items()}
+            save()
+            report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+                   f'{time.time() - start_time:.1f} s')
+        if sum_over_ranks(len(stop)) > 0:
+            save()
+            report(f'stopped after step {step}')
+            break
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if best:
+        model.load_state_dict(best)
+        print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
+        if max_iters > 0:
+            print(f'{bits_per_byte(best_loss):.4f} bits per byte')
     model.eval()
-    if hellaswag:
-        try: scores = score_hellaswag()
-        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-            sys.exit(f'hellaswag: {error}')
-        print(f'HellaSwag: {scores[0]:.4f} by sum, {scores[1]:.4f} by mean (chance 0.25; GPT-2 '
-              'with 124M parameters 0.2859 and 0.2955, XL 0.3842 and 0.4893)')
+    if hellaswag > 0:
+        by_sum, by_mean = score_hellaswag()
+        print(f'HellaSwag: {by_sum:.4f} by sum, {by_mean:.4f} by mean')
     if export and rank == 0:
-        try:
-            model.save_pretrained(export)
-            if tokens: pathlib.Path(export, 'tokens.json').write_text(json.dumps(tokens))
-        except OSError as error: sys.exit(f'export={export}: {error}')
-        print(f'{export}: model.safetensors and config.json')
-    if world > 1: dist.destroy_process_group()
+        save_pretrained(model, export)
+        with open(f'{export}/merges.json', 'w') as file:
+            json.dump(merges, file)  # null: GPT-2's vocabulary
+        print(f'wrote {export}/model.safetensors, config.json and merges.json')
+    if world_size > 1:
+        dist.destroy_process_group()
 
-# ---------------------------------------------------------------- sampling
+# ------------------------------------------------------------------ sampling
+# Writing a token takes as long as reading all weights: the fewer bytes, the faster.
+class Int8Linear(nn.Module):
+    """A linear layer with weights rounded to 8 bits, with a scale for each output."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        scale = weight.abs().amax(dim=1) / 127
+        self.weight = (weight / scale[:, None]).round().to(torch.int8)
+        self.scale = scale.bfloat16()
+        self.bias = linear.bias
+
+    def forward(self, x):
+        y = torch._weight_int8pack_mm(x.flatten(0, 1), self.weight, self.scale)
+        y = y.view(*x.shape[:2], -1)
+        return y if self.bias is None else y + self.bias
+
 if __name__ == '__main__' and rank == 0:
-    signal.signal(signal.SIGINT, lambda *_: sys.exit())  # all is saved: Ctrl-C just ends the sample
-    torch.backends.cuda.enable_flash_sdp(True)
-    # one token at a time: what takes the time is reading all weights, and half the bytes are read
-    # sooner. On a CPU the type that is best for matrices need not be the best for one row
-    if device == 'cpu' and why != 'as set':
-        dtype = min(('float32', 'bfloat16', 'float16'), key=row_milliseconds)
-        print(f'writing in {dtype}, in which one row times a matrix is the fastest here')
+    if device == 'cpu' and dtype == 'bfloat16' and int8:
+        for parent in list(model.modules()):
+            for name, module in parent.named_children():
+                if isinstance(module, nn.Linear):
+                    setattr(parent, name, Int8Linear(module))
     model.to(getattr(torch, dtype))
-    end = encoding.eot_token
-    idx = torch.tensor([encoding.encode_ordinary(prompt or '\n' * bool(tokens)) or [end]])
-    utf8 = codecs.getincrementaldecoder('utf-8')('replace')  # holds pieces of a character back
-
-    def show(token):
-        if token.item() == end: return
-        print(utf8.decode(encoding.decode_single_token_bytes(token.item())), end='', flush=True)
-
     print('-' * 64 + '\n' + prompt, end='')
-    model.generate(idx.to(device), max_new_tokens, temperature, top_k, top_p, end, show)
-    print(utf8.decode(b'', final=True))
+    idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]
+    idx = torch.tensor([idx], device=device)  # (1, T)
+    # a token can be half a character
+    utf8 = codecs.getincrementaldecoder('utf-8')('replace')
+    for token in model.generate(idx, max_new_tokens, temperature, top_k, top_p):
+        if token.item() == encoding.eot_token:
+            break
+        piece = encoding.decode_single_token_bytes(token.item())
+        print(utf8.decode(piece), end='', flush=True)
+    print()
