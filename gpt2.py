@@ -581,10 +581,6 @@ if __name__ == '__main__':
     # the weights to begin with, their sizes and their vocabulary
     merges = None  # the pairs from learn_bpe; None: GPT-2's vocabulary
     sizes = {}  # settings that are fixed by the weights or the vocabulary
-    is_text = dataset not in web and not os.path.isdir(dataset)
-    # a text is needed to train on, or to learn its vocabulary
-    if is_text and (max_iters > 0 or not (resume or init_from)):
-        train_text, val_text = read_text()
     if resume:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         merges = saved['merges']
@@ -597,9 +593,13 @@ if __name__ == '__main__':
         if os.path.exists(f'{init_from}/merges.json'):
             with open(f'{init_from}/merges.json') as file:
                 merges = json.load(file)
-    elif is_text:
-        # 10 MB suffice; one token is left for <|endoftext|>
-        merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)
+    from_scratch = not resume and not init_from
+    is_text = dataset not in web and not os.path.isdir(dataset)
+    if is_text and (from_scratch or max_iters > 0):
+        train_text, val_text = read_text()
+        if from_scratch:
+            # 10 MB suffice; one token is for <|endoftext|>
+            merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)
     encoding = make_encoding(merges)
     n_vocab = sizes.get('vocab_size', encoding.n_vocab)
     assert n_vocab == encoding.n_vocab, (
@@ -770,7 +770,9 @@ if __name__ == '__main__':
 # ------------------------------------------------------------------ sampling
 # Writing a token takes as long as reading all weights: the fewer bytes, the faster.
 class Int8Linear(nn.Module):
-    """A linear layer with weights rounded to 8 bits, with a scale for each output."""
+    """A linear layer with weights rounded to 8 bits, with a scale for each output.
+
+    PyTorch's kernel for it needs a multiple of 16 inputs."""
 
     def __init__(self, linear):
         super().__init__()
@@ -788,9 +790,10 @@ class Int8Linear(nn.Module):
 if __name__ == '__main__' and rank == 0:
     if device == 'cpu' and dtype == 'bfloat16' and int8:
         for parent in list(model.modules()):
-            for name, module in parent.named_children():
-                if isinstance(module, nn.Linear):
-                    setattr(parent, name, Int8Linear(module))
+            for name, layer in parent.named_children():
+                fits = isinstance(layer, nn.Linear) and layer.in_features % 16 == 0
+                if fits:
+                    setattr(parent, name, Int8Linear(layer))
     model.to(getattr(torch, dtype))
     print('-' * 64 + '\n' + prompt, end='')
     idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]

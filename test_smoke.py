@@ -1128,6 +1128,9 @@ class Gpt2(unittest.TestCase):
             layers = [m for m in names['model'].modules() if 'Linear' in type(m).__name__]
             self.assertEqual(len(layers), 9)
             self.assertEqual(sorted({type(m).__name__ for m in layers}), kinds)
+        odd = self.script('--n_embd=20 --n_head=2 --dtype=bfloat16')  # the kernel takes 16 n
+        self.assertIsNone(odd.message)
+        self.assertEqual(len(odd.out.split(LINE)), 2)
 
     def test_files(self):
         """Weights in OpenAI's layout, both ways; wrong, damaged and short files are refused."""
