@@ -139,13 +139,14 @@ def cell(script, settings, namespace, folder):
 class Server:
     """Files on loopback that answer Range requests, as a context: its address."""
 
-    def __init__(self, bodies, broken=(), ranges=True):
+    def __init__(self, bodies, broken=(), ranges=True, seconds=0):
         self.asked = asked = []
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 wanted = self.headers['Range']
                 asked.append((self.path, wanted))
+                time.sleep(seconds)
                 body = bodies.get(self.path)
                 first, _, last = (wanted or 'bytes=0-')[6:].partition('-')
                 status = 200
@@ -1333,8 +1334,8 @@ class Gpt2(unittest.TestCase):
         whole = self.script('--total_batch_size=256 --batch_size=16')
         parts = self.script('--total_batch_size=256 --batch_size=4')
         folder = folder_with(None)
-        with Server({'/karpathy/char-rnn/master/data/tinyshakespeare/input.txt': TEXT.encode()}
-                    ) as server:
+        page = '/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
+        with Server({page: TEXT.encode()}, seconds=1) as server:
             source = re.sub(r'https://raw[\w.]+', server.address, read('gpt2.py'))
             (folder / 'gpt2.py').write_text(source, encoding='utf-8')
             command = ('-m torch.distributed.run --standalone --nproc_per_node=2 gpt2.py '
