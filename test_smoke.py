@@ -449,7 +449,7 @@ class Model(unittest.TestCase):
                     idx = torch.randint(vocab_size, (2, T))
                     logits, loss = model(idx, idx)
                     expected = reference(names, model, idx)
-                    torch.testing.assert_close(logits, expected, atol=6e-5, rtol=6e-5)
+                    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
                     chances = F.softmax(expected, dim=-1).gather(-1, idx[..., None])
                     self.assertAlmostEqual(loss.item(), -chances.log().mean().item(), places=3)
                 idx = torch.randint(vocab_size, (2, 16))
@@ -1087,6 +1087,11 @@ class Gpt2(unittest.TestCase):
             std = gain * p.shape[-1] ** -0.5 if p.dim() == 2 else 0.0
             self.assertAlmostEqual(p.std().item(), std, delta=0.01 * std, msg=name)
             self.assertAlmostEqual(p.mean().item(), p.dim() == 1 and 'weight' in name, 3, name)
+        attn = GPT(GPTConfig(16, 300, 1, 2, 32, dropout=0.5)).h[0].attn
+        attn.resid_dropout.p = 0.0  # what is left is the dropout of the weights
+        x = torch.randn(1, 16, 32)
+        self.assertFalse(torch.equal(attn(x), attn(x)))
+        self.assertTrue(torch.equal(attn.eval()(x), attn(x)))
 
     def test_generate(self):
         """The cache changes no logits, past block_size too; top_k, top_p, temperature."""
@@ -1122,7 +1127,7 @@ class Gpt2(unittest.TestCase):
         exact = linear(x)
         rounded = self.names['Int8Linear'](linear).bfloat16()
         error = rounded(x.bfloat16()) - exact
-        self.assertLess(error.std().item(), 0.02 * exact.std().item())
+        self.assertLess(error.std().item(), 0.007 * exact.std().item())
         for more, kinds in (('', ['Int8Linear']), ('--int8=False', ['Linear'])):
             names = self.script(f'--init_from=out --dtype=bfloat16 --max_iters=0 {more}',
                                 self.trained.folder).names
@@ -1354,7 +1359,7 @@ class Gpt2(unittest.TestCase):
         self.assertEqual(two.returncode, 0, two.stderr)
         self.assertEqual(len(server.asked), 1)
         self.assertEqual((folder / 'input.txt').read_bytes(), TEXT.encode())
-        self.assertEqual(two.stdout.count(LINE), 1)
+        self.assertEqual([two.stdout.count(s) for s in (LINE, 'best val loss')], [1, 1])
         saved = checkpoint(whole.folder)
         for other in folder, parts.folder:
             other = checkpoint(other)
@@ -1387,6 +1392,12 @@ class Gpt2(unittest.TestCase):
             ended = execute('gpt2.py', f'{few} {more} --batch_size=4', folder)
             self.assertIn(message, ended.message or 'fine')
         self.assertEqual(ended.names['block_size'], 8)
+        worse = self.script('--max_iters=40 --vocab_size=257', folder_with(OVERFITS))
+        best = checkpoint(worse.folder)['best']
+        self.assertFalse(torch.equal(best['wte.weight'],
+                                     checkpoint(worse.folder)['model']['wte.weight']))
+        for name, p in worse.names['model'].state_dict().items():
+            self.assertTrue(torch.equal(p, best[name]), name)
         self.assertEqual(ended.names['model'].config.block_size, 16)
         # rows that only pad GPT-2's table are cut off; another number is refused
         gpt2 = mock.Mock(n_vocab=50257, eot_token=50256, encode_ordinary=lambda _: [1],
