@@ -1491,8 +1491,19 @@ class Checkpoint(unittest.TestCase):
             out, err = process.communicate(timeout=100)
             return folder, out, err, process.returncode
 
+        def reader_leaves():
+            folder = folder_with(TEXT)
+            rare = SCRIPTS['gpt.py'] + ' --max_iters=4000 --eval_interval=4000'
+            with start('gpt.py', rare, folder) as process:
+                process.stdout.readline()
+                process.stdout.close()
+                process.stderr.read()
+            return folder
+
         whole = execute('gpt.py', settings)
-        ends = together((stopped, signal.SIGKILL), (stopped, signal.SIGINT))
+        *ends, left = together((stopped, signal.SIGKILL), (stopped, signal.SIGINT),
+                               (reader_leaves,))
+        self.assertTrue(0 < checkpoint(left)['step'] < 4000)
         self.assertEqual(ends[0][3], -signal.SIGKILL)
         self.assertEqual((ends[1][2], ends[1][3]), ('', 0))
         self.assertEqual(len(ends[1][1].split(LINE)[1]), 41)  # Ctrl-C: a sample
@@ -1503,13 +1514,6 @@ class Checkpoint(unittest.TestCase):
             self.assertTrue(0 < step < 200, step)
             self.same_end(after, whole, 'gpt.pt')
             self.assertEqual(list(after.folder.glob('*.tmp')), [])
-        folder = folder_with(TEXT)
-        rare = SCRIPTS['gpt.py'] + ' --max_iters=4000 --eval_interval=4000'
-        with start('gpt.py', rare, folder) as process:
-            process.stdout.readline()
-            process.stdout.close()
-            process.stderr.read()
-        self.assertTrue(0 < checkpoint(folder)['step'] < 4000)
 
     def test_best_weights(self):
         """Where the loss rises again the best weights are kept, and used to sample."""
@@ -1581,32 +1585,29 @@ class Checkpoint(unittest.TestCase):
 class Output(unittest.TestCase):
     def test_curve(self):
         """Twenty lines whose stars are the running training loss."""
-        for script in SCRIPTS:
-            run = execute(script, SCRIPTS[script] + ' --max_iters=60 --eval_interval=12')
-            last = run.out.split('\nscratch:')[-1]  # pretrain_finetune.py: its last stage
-            curve = dict(re.findall(r'^ +(\d+) (\*+)$', last, re.M))
-            self.assertEqual([*map(int, curve)], [*range(3, 61, 3)])
+        for script in 'bigram.py', 'gpt.py', 'gpt2.py':
+            run = execute(script, SCRIPTS[script] + ' --max_iters=20')
+            curve = dict(re.findall(r'^ +(\d+) (\*+)$', run.out, re.M))
+            self.assertEqual([*map(int, curve)], [*range(1, 21)])
             full = math.log(run.names['vocab_size'])
-            for step, train, _ in losses(last):
+            for step, train, _ in losses(run.out):
                 self.assertAlmostEqual(len(curve[str(step)]), 60 * train / full, delta=1.01)
 
     def test_streams(self):
         """Letters that stdout can't show become '?'; no stdout at all is no error."""
-        def shown(script):
+        def ended(begin, env):
             folder = folder_with('тоже 日本 ' * 200)
-            (folder / script).write_text(read(script), encoding='utf-8')
-            command = [sys.executable, script, *SCRIPTS[script].split()]
-            ascii_only = subprocess.run(command, cwd=folder, capture_output=True,
-                                        env=dict(ENV, PYTHONIOENCODING='ascii'))
-            closed = ('import sys; sys.stdout = None; sys.argv = sys.argv[1:]; '
-                      'exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"))')
-            command[1:2] = ['-c', closed, script]
-            silent = subprocess.run(command, cwd=folder, capture_output=True, env=ENV)
-            return ascii_only, silent
-        for ascii_only, silent in together((shown, 'gpt.py'), (shown, 'pretrain_finetune.py')):
-            self.assertEqual((ascii_only.returncode, ascii_only.stderr), (0, b''))
-            self.assertIn(b'?', ascii_only.stdout.split(LINE.encode())[1])
-            self.assertEqual((silent.returncode, silent.stderr), (0, b''))
+            (folder / 'gpt.py').write_text(read('gpt.py'), encoding='utf-8')
+            command = [sys.executable, *begin, 'gpt.py', *SCRIPTS['gpt.py'].split()]
+            ended = subprocess.run(command, cwd=folder, env=env, capture_output=True)
+            self.assertEqual((ended.returncode, ended.stderr), (0, b''))
+            return ended.stdout
+
+        closed = ('import sys; sys.stdout = None; sys.argv = sys.argv[1:]; '
+                  'exec(compile(open("gpt.py").read(), "gpt.py", "exec"))')
+        ascii_only, _ = together((ended, [], dict(ENV, PYTHONIOENCODING='ascii')),
+                                 (ended, ['-c', closed], ENV))
+        self.assertIn(b'?', ascii_only.split(LINE.encode())[1])
 
 class Repository(unittest.TestCase):
     def test_shared_blocks(self):
