@@ -236,9 +236,11 @@ class GPT(nn.Module):
                 cache = {'length': 0}
             logits, _ = self(idx, cache=cache)
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
-            # the top_k likeliest tokens, likeliest first
-            logits, tokens = logits.topk(min(top_k or logits.shape[1], logits.shape[1]))
-            if top_p < 1:  # of these, as many as together reach top_p (Holtzman et al. 2020)
+            n = logits.shape[1]
+            if top_k > 0:
+                n = min(top_k, n)
+            logits, tokens = logits.topk(n)  # likeliest first
+            if top_p < 1:  # keep as many as reach top_p together (Holtzman et al. 2020)
                 chances = F.softmax(logits, dim=-1)
                 logits[chances.cumsum(dim=-1) - chances >= top_p] = -math.inf
             choice = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
