@@ -645,7 +645,7 @@ if __name__ == '__main__':
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
           f'{vocab_size:,} different tokens')
-    # CPUs obey this, too: FlashAttention pays only for long sequences there
+    # on a CPU, which obeys this, too, FlashAttention only pays for long sequences
     torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     # LayerNorm and biases are not decayed
