@@ -429,7 +429,8 @@ MODELS = [  # script, settings
     ('modern_gpt.py', MODERN),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=1 --activation=relu2 --flash=True'),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=4 --activation=gelu --tied --smear=0 --head_gate=False'),
-    ('modern_gpt.py', f'{MODERN} --activation=quick_gelu --rms_norm=True --qk_norm=False'),
+    ('modern_gpt.py', f'{MODERN} --n_kv_head=2 --activation=quick_gelu --rms_norm=True '
+                      '--qk_norm=False'),
     ('modern_gpt.py', f'{MODERN} --activation=relu --rotary=False'),
     ('gpt2.py', '--n_head=4'),
 ]
