@@ -35,7 +35,7 @@ seed = 1337  # same seed + same settings = same model
 n_digits = 3  # train on numbers of up to this many digits (7 is 007)
 test_digits = 20  # test on numbers of up to this many digits
 reverse = True  # write the sum last digit first, as people add
-position = 'coupled'  # one for each column; 'learned': as in gpt.py
+position = 'coupled'  # the digits of a column share one; 'learned': as in gpt.py
 batch_size = 128  # problems per step
 block_size = 128  # with learned positions: the longest row, in tokens
 n_layer = 1  # blocks; one is enough if the sum is written last digit first
@@ -79,7 +79,7 @@ override()
 #     target  -1 -1 -1 -1 -1 -1 -1  2  8  5  0
 chars = '0123456789+='  # the vocabulary; a digit's token id is the digit itself
 vocab_size = len(chars)
-stoi = {c: i for i, c in enumerate(chars)}
+stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
 
@@ -100,15 +100,15 @@ def write(problems):
     return torch.cat((a, plus, b, equals, torch.stack(answer, dim=1)), dim=1)
 
 def columns(L):
-    """The column of each token, 1 for the ones: (3 * L + 3,).
+    """The column of each token, 1 for the ones, 2 for the tens: (3 * L + 3,).
 
         token   1 2 3 + 4 5 9 = 2 8 5 0
         column  3 2 1 4 3 2 1 0 1 2 3 4
 
-    The digits of a column share a position (position coupling, Cho et al. 2024), here
-    without an embedding: a token sees its own column and the next, and cannot tell which
-    these are. The answer's 2 sees 3, 9 and itself (3 + 9 = 12, carry 1), and 2 and 5:
-    8 comes next. The column of '+' takes the last carry."""
+    The digits of a column share a position (position coupling, Cho et al. 2024). It has
+    no embedding; it only decides what a token sees: its own column and the next. So the
+    answer's 2 sees column 1, 3 and 9 and itself (3 + 9 = 12, carry 1), and column 2,
+    2 and 5: 8 comes next. '+' has the column of the last carry."""
     number = list(range(L, 0, -1))
     answer = list(range(1, L + 2))
     return torch.tensor(number + [L + 1] + number + [0] + answer, device=device)
@@ -150,7 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k and v of all heads
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         if position == 'coupled':
-            # added to the scores; head 0 starts out on the own column, head 1 on the next
+            # added to scores, (n_head, 2): head 0 starts on the own column, head 1 on the next
             self.bias = nn.Parameter(3 * torch.eye(n_head, 2))
 
     def forward(self, x, column):
@@ -166,7 +166,8 @@ class CausalSelfAttention(nn.Module):
         # added to the scores: 0 for the past and present, -inf for the future
         mask = torch.full((T, T), -math.inf, device=x.device).triu(diagonal=1)
         if position == 'coupled':  # likewise -inf outside the own column and the next
-            distance = (column - column[:, None]).clamp(-1, 2)  # (T, T): 0 own, 1 next
+            # (T, T): 0 for the own column, 1 for the next
+            distance = (column - column[:, None]).clamp(-1, 2)
             bias = F.pad(self.bias, (1, 1), value=-math.inf)  # (n_head, 4), for -1 to 2
             mask = mask + bias[:, distance + 1]  # (n_head, T, T)
         att = F.softmax(att + mask, dim=-1)  # each row sums to 1
@@ -186,7 +187,7 @@ class MLP(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x)))
 
 class Block(nn.Module):
-    """Communicate, then compute. Both add to x instead of replacing it."""
+    """Communicate, then compute. Both add to x, the residual stream."""
 
     def __init__(self):
         super().__init__()
@@ -255,7 +256,7 @@ sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_emb
 if resume:
     assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
 assert position in ('coupled', 'learned'), "position: 'coupled' or 'learned'?"
 assert reverse or position == 'learned', 'reverse=False needs position=learned'
 assert not problem or re.fullmatch('[0-9]+[+][0-9]+', problem), 'problem: two numbers (123+456)'
@@ -346,7 +347,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     lr = lr * min(step / (warmup_iters + 1), 1)
     for group in optimizer.param_groups:
@@ -420,7 +421,7 @@ else:
         # The proof. With coupled positions and one block, the model writes each digit
         # from what the token before it sees: its own column and the next. Three-digit
         # sums contain every such case, with and without a carry coming in. So if none is
-        # wrong, sums of any length are right (up to rounding). With learned positions,
+        # wrong, sums of any length are right (up to float rounding). With learned positions,
         # more blocks or fewer digits this is only a check.
         start_time = time.time()
         L = min(3, n_digits)

@@ -63,7 +63,7 @@ with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
-stoi = {c: i for i, c in enumerate(chars)}
+stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
 assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
@@ -73,14 +73,14 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
+    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
 class Bigram(nn.Module):
-    """Row i of the table holds the logits of the characters that may follow character i."""
+    """Row i of the table: a score (logit) for each character that may follow character i."""
 
     def __init__(self):
         super().__init__()
@@ -107,23 +107,24 @@ class Bigram(nn.Module):
 # ------------------------------------------------------------------ training
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
 
 torch.manual_seed(seed)
 model = Bigram().to(device)
-# the large eps keeps rare pairs from taking full steps, like add-one smoothing below
+# AdamW divides a gradient by its usual size + eps: a large eps slows down rare pairs
 optimizer = torch.optim.AdamW(model.parameters(), eps=1e-4, weight_decay=0.0, fused=True)
 
 @torch.no_grad()
 def evaluate():
-    """Exact mean loss over the validation text, in nats per character."""
+    """Mean loss over the whole validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        total += model(xb, yb)[1].item() * len(xb)
+        _, loss = model(xb, yb)
+        total += loss.item() * len(xb)
     model.train()
     return total / n
 
@@ -137,7 +138,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 start_time = time.time()
 for step in range(1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     for group in optimizer.param_groups:
         group['lr'] = lr

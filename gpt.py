@@ -100,7 +100,7 @@ with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
-stoi = {c: i for i, c in enumerate(chars)}
+stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
 assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
@@ -110,7 +110,7 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
+    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
@@ -159,7 +159,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
 
 class Block(nn.Module):
-    """Communicate, then compute. Both add to x instead of replacing it."""
+    """Communicate, then compute. Both add to x, the residual stream."""
 
     def __init__(self):
         super().__init__()
@@ -190,14 +190,14 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # for a first loss near ln(vocab_size), as for guessing
+                    std = 0.07  # at any width, a first loss near that of guessing
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
         x = self.wte(idx) + self.wpe.weight[:idx.shape[1]]  # (B, T, n_embd)
         x = self.h(self.drop(x))
-        logits = self.lm_head(self.ln_f(x)).float()
+        logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -269,7 +269,7 @@ ladder = {  # what each rung changes, on top of all rungs before it
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
 if rung < 12:
     for r in range(2, rung + 1):
-        globals().update(ladder[r])
+        globals().update(ladder[r])  # Block, too, which GPT() uses
     override()  # what was typed on the command line still wins
 
 # ------------------------------------------------------------------ training
@@ -286,7 +286,7 @@ if resume:
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
 
 torch.manual_seed(seed)
 model = GPT().to(device)
@@ -299,19 +299,21 @@ vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not deca
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}],
                               betas=(0.9, beta2), fused=True)
+# keeps small gradients from vanishing in float16
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
 @autocast
 def evaluate():
-    """Exact mean loss over the validation text, in nats per character."""
+    """Mean loss over the whole validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        total += model(xb, yb)[1].item() * len(xb)
+        _, loss = model(xb, yb)
+        total += loss.item() * len(xb)
     model.train()
     return total / n
 
@@ -372,7 +374,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     lr = lr * min(step / (warmup_iters + 1), 1)
     for group in optimizer.param_groups:

@@ -171,7 +171,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate='tanh')))
 
 class Block(nn.Module):
-    """Communicate, then compute. Both add to x instead of replacing it."""
+    """Communicate, then compute. Both add to x, the residual stream."""
 
     def __init__(self, config):
         super().__init__()
@@ -219,7 +219,7 @@ class GPT(nn.Module):
         if cache:
             cache['length'] = T
             x = x[:, -1:]
-        logits = self.lm_head(self.ln_f(x)).float()
+        logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -314,7 +314,7 @@ def from_pretrained(name, dropout=0.0):
         assert stored.get(key, value) == value, (
             f'{folder}/config.json: {key} is not {value}')
     vocab_size = stored['vocab_size']
-    if 50257 < vocab_size <= 50432:  # GPT-2's and padding
+    if 50257 < vocab_size <= 50432:  # GPT-2's, padded for speed
         vocab_size = 50257
     config = GPTConfig(stored['n_positions'], vocab_size, stored['n_layer'],
                        stored['n_head'], stored['n_embd'], dropout)
@@ -333,7 +333,7 @@ def from_pretrained(name, dropout=0.0):
     with torch.device('meta'):  # a model without memory, until it gets these tensors
         model = GPT(config)
     model.load_state_dict(state, assign=True)
-    model.lm_head.weight = model.wte.weight
+    model.lm_head.weight = model.wte.weight  # one table again
     return model
 
 def save_pretrained(model, folder):
@@ -424,7 +424,8 @@ def make_encoding(merges):
                              special_tokens={'<|endoftext|>': len(tokens)})
 
 # ------------------------------------------------------------------ data
-# train_shards is a list of token arrays, val_data a single one. A text is one shard.
+# Set in training, below: encoding, train_shards (a list of token arrays; a text is one),
+# val_data (a single array) and source, sequences() in the same order in every process.
 # A file of web text: 256 int32 (20240520, 1, number of tokens, zeros), uint16 tokens.
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
@@ -466,7 +467,7 @@ def read_shards():
     val = [read_shard(path) for path in paths if 'val' in os.path.basename(path)]
     assert train and len(val) == 1, (
         f'{dataset}: {len(train)} shards to train on, {len(val)} to validate on')
-    return train, val[0][:10_000_000]
+    return train, val[0][:10_000_000]  # enough for an exact loss
 
 def sequences():
     """Yield sequences of block_size + 1 tokens, without end.
@@ -485,7 +486,6 @@ def get_batch():
     """This process's share of a step: sequences x, and y, x shifted by one token.
 
     Both (total_batch_size / block_size / world_size, T)."""
-    # source is an iterator of sequences(), in the same order in every process
     batch = list(itertools.islice(source, total_batch_size // block_size))
     xy = np.stack(batch[rank::world_size]).astype(np.int64)
     xy = torch.from_numpy(xy).to(device)
@@ -503,7 +503,7 @@ def sum_over_ranks(number):
 @torch.no_grad()
 @autocast
 def evaluate():
-    """Exact mean loss over the validation tokens, in nats per token."""
+    """Mean loss over all validation tokens, in nats per token."""
     model.eval()
     data = torch.from_numpy(val_data.astype(np.int64)).to(device)
     n = (len(data) - 1) // block_size  # as many whole sequences as there are
@@ -512,7 +512,8 @@ def evaluate():
     total = 0.0
     for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
         if len(xb) > 0:  # a process can have none
-            total += model(xb, yb)[1].item() * len(xb)
+            _, loss = model(xb, yb)
+            total += loss.item() * len(xb)
     model.train()
     return sum_over_ranks(total) / n
 
@@ -582,16 +583,16 @@ if __name__ == '__main__':
 
     # the weights to begin with, their sizes and their vocabulary
     merges = None  # the pairs from learn_bpe; None: GPT-2's vocabulary
-    sizes = {}  # settings that are fixed by the weights or the vocabulary
+    fixed = {}  # settings that the weights or the vocabulary dictate
     if resume:
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         merges = saved['merges']
-        sizes = saved['sizes']
+        fixed = saved['sizes']
     elif init_from:
         model = from_pretrained(init_from, dropout)
         # not block_size: it can be shorter than the model's context
         for name in 'vocab_size', 'n_layer', 'n_head', 'n_embd':
-            sizes[name] = getattr(model.config, name)
+            fixed[name] = getattr(model.config, name)
         if os.path.exists(f'{init_from}/merges.json'):
             with open(f'{init_from}/merges.json') as file:
                 merges = json.load(file)
@@ -603,13 +604,13 @@ if __name__ == '__main__':
             # 10 MB suffice; one token is for <|endoftext|>
             merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)
     encoding = make_encoding(merges)
-    n_vocab = sizes.get('vocab_size', encoding.n_vocab)
+    n_vocab = fixed.get('vocab_size', encoding.n_vocab)
     assert n_vocab == encoding.n_vocab, (
         f'the weights expect {n_vocab} tokens, the vocabulary has {encoding.n_vocab}')
-    sizes['vocab_size'] = n_vocab
-    globals().update(sizes)
+    fixed['vocab_size'] = n_vocab
+    globals().update(fixed)
     override()  # a size that was typed must match: the next assert
-    for name, size in sizes.items():
+    for name, size in fixed.items():
         assert globals()[name] == size, f'{name} has to be {size}'
     sizes = dict(block_size=block_size, vocab_size=vocab_size,
                  n_layer=n_layer, n_head=n_head, n_embd=n_embd)
@@ -645,7 +646,7 @@ if __name__ == '__main__':
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
           f'{vocab_size:,} different tokens')
-    # on a CPU, which obeys this, too, FlashAttention only pays for long sequences
+    # this switch is for CPUs, too: there, FlashAttention only pays for long sequences
     torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     # LayerNorm and biases are not decayed
@@ -653,6 +654,7 @@ if __name__ == '__main__':
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
+    # keeps small gradients from vanishing in float16
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     train_model = torch.compile(model) if use_compile else model
 
@@ -718,7 +720,7 @@ if __name__ == '__main__':
 
     start_time = time.time()
     for step in range(step + 1, max_iters + 1):
-        # evaluating changes nothing; dropout differs between processes
+        # random numbers depend only on the step and the process
         torch.manual_seed((seed * world_size + rank) * 10**6 + step)
         lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
         lr = lr * min(step / (warmup_iters + 1), 1)
@@ -755,7 +757,7 @@ if __name__ == '__main__':
     if best:
         model.load_state_dict(best)
         print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
-        if max_iters > 0:
+        if max_iters > 0:  # val_data has been read
             print(f'{bits_per_byte(best_loss):.4f} bits per byte')
     model.eval()
     if hellaswag > 0:
@@ -796,7 +798,7 @@ if __name__ == '__main__' and rank == 0:
                 fits = isinstance(layer, nn.Linear) and layer.in_features % 16 == 0
                 if fits:
                     setattr(parent, name, Int8Linear(layer))
-    model.to(getattr(torch, dtype))
+    model.to(getattr(torch, dtype))  # the int8 weights are no parameters and stay
     print('-' * 64 + '\n' + prompt, end='')
     idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     idx = torch.tensor([idx], device=device)  # (1, T)

@@ -36,7 +36,7 @@ if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown let
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# a CUDA GPU gets the larger of two sizes
+# a CUDA GPU gets the larger of two sizes; [in brackets]: gpt.py's value
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
@@ -63,7 +63,7 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; with gpt.py's constants and [these values] this is gpt.py
+# the ideas; with gpt.py's constants and the values in brackets this is gpt.py
 muon = True  # Muon for the blocks' matrices; without it lower learning_rate [False]
 muon_learning_rate = 0.02  # Muon's peak
 epochs = True  # read (nearly) all of the text before repeating any [False]
@@ -122,7 +122,7 @@ with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
-stoi = {c: i for i, c in enumerate(chars)}
+stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
 assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
@@ -132,11 +132,12 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
+    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    if epochs:  # each cuts the text at a new offset and shuffles the pieces
-        n = len(train_data) // block_size - 1
-        # step is the number of the training step
+    if epochs:
+        # each cuts the text at a new offset and shuffles the pieces
+        n = len(train_data) // block_size - 1  # the offset costs a piece
+        # step counts from 1 in the training loop, below
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
         order = torch.randperm(n, generator=rng)[batch * batch_size:][:batch_size, None]
@@ -246,7 +247,7 @@ def make_norm():
     return nn.RMSNorm(n_embd) if rms_norm else nn.LayerNorm(n_embd)
 
 class Block(nn.Module):
-    """Communicate, then compute. Both add to x instead of replacing it."""
+    """Communicate, then compute. Both add to x, the residual stream."""
 
     def __init__(self):
         super().__init__()
@@ -280,7 +281,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # for a first loss near ln(vocab_size), as for guessing
+                    std = 0.07  # at any width, a first loss near that of guessing
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
                     std = 0.0  # gates at 1, no smear, all characters equally likely
                 nn.init.normal_(p, std=std)
@@ -296,12 +297,13 @@ class GPT(nn.Module):
             x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]
         x = self.drop(x)
         if cache:
+            # only new positions; smear needed all
             x = x[:, cache['length']:]
         for block in self.h:
             x = block(x, cache)
         if cache:
             cache['length'] = idx.shape[1]
-        logits = self.lm_head(self.ln_f(x)).float()
+        logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -343,7 +345,7 @@ if rotary:
 assert activation in activations, f'activation: one of {", ".join(activations)}'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
 
 torch.manual_seed(seed)
 model = GPT().to(device)
@@ -351,18 +353,20 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
       f'{len(data):,} characters, {vocab_size} different')
 
 def orthogonalize(x):
-    """Newton-Schulz: matrices x (n, rows, columns) -> all singular values near 1."""
+    """Matrices x (n, rows, columns) -> the same directions, all about equally strong."""
     tall = x.shape[1] > x.shape[2]
     if tall:  # x @ x.mT below is smaller for a wide matrix
         x = x.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values: at most 1
     if dtype == 'bfloat16':
         x = x.bfloat16()
-    # singular values v become 3.4445 v - 4.7750 v**3 + 2.0315 v**5: after five rounds
-    # nearly all lie between 0.7 and 1.2 (Jordan et al. 2024)
+    # Newton-Schulz: singular values v become 3.4445 v - 4.7750 v**3 + 2.0315 v**5;
+    # after five rounds nearly all lie between 0.7 and 1.2 (Jordan et al. 2024)
     for _ in range(5):
         s = x @ x.mT
+        # s = -4.7750 s + 2.0315 s @ s
         s = torch.baddbmm(s, s, s, beta=-4.7750, alpha=2.0315)
+        # x = 3.4445 x + s @ x
         x = torch.baddbmm(x, s, x, beta=3.4445)
     return x.mT if tall else x
 
@@ -383,7 +387,7 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state['momentum'] = torch.zeros_like(grad)
             momentum = state['momentum'].lerp_(grad, 0.1)  # running mean
-            update = orthogonalize(grad.lerp(momentum, 0.9))  # Nesterov's momentum
+            update = orthogonalize(grad.lerp(momentum, 0.9))  # Nesterov: look one step ahead
             rows, columns = params[0].shape
             # the rows of a tall orthogonal matrix are short: scale them to length 1
             update = update * max(1, rows / columns) ** 0.5
@@ -391,7 +395,8 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-inner = {}  # the blocks' matrices, by shape; each parameter gets one of two optimizers
+# each parameter gets one of two optimizers
+inner = {}  # the blocks' c_attn, c_fc and c_proj, by shape
 matrices = []
 vectors = []  # LayerNorm: not decayed
 for name, p in model.named_parameters():
@@ -408,19 +413,21 @@ if muon:
     groups = [{'params': params} for params in inner.values()]
     optimizers.append(Muon(groups, weight_decay))
 train_model = torch.compile(model) if use_compile else model
+# keeps small gradients from vanishing in float16
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
 @autocast
 def evaluate():
-    """Exact mean loss over the validation text, in nats per character."""
+    """Mean loss over the whole validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        total += model(xb, yb)[1].item() * len(xb)
+        _, loss = model(xb, yb)
+        total += loss.item() * len(xb)
     model.train()
     return total / n
 
@@ -482,7 +489,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
     fall = math.cos(math.pi / 2 * (step - 1) / max_iters)  # from 1 to 0
     rise = min(step / (warmup_iters + 1), 1)
     for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):

@@ -107,7 +107,7 @@ with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
-stoi = {c: i for i, c in enumerate(chars)}
+stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
 assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
@@ -117,7 +117,7 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch(train_data):
-    """Random sequences x of the training text; y is x shifted by one character. Both (B, T)."""
+    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
@@ -251,7 +251,7 @@ class MLP(nn.Module):
         return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
 
 class Block(nn.Module):
-    """Communicate, then compute. Both add to x instead of replacing it."""
+    """Communicate, then compute. Both add to x, the residual stream."""
 
     def __init__(self):
         super().__init__()
@@ -282,14 +282,14 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # for a first loss near ln(vocab_size), as for guessing
+                    std = 0.07  # at any width, a first loss near that of guessing
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
         x = self.wte(idx) + self.wpe.weight[:idx.shape[1]]  # (B, T, n_embd)
         x = self.h(self.drop(x))
-        logits = self.lm_head(self.ln_f(x)).float()
+        logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -308,8 +308,8 @@ class GPT(nn.Module):
             yield token
 
 class LoRA(nn.Linear):
-    """A linear layer with the matrix W + B A (Hu et al. 2021). W (n_out, n_in) is frozen.
-    Only A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
+    """A linear layer with the matrix W + B A (Hu et al. 2021). add_lora freezes
+    W (n_out, n_in). Only A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
 
     def __init__(self, W, rank):
         n_out, n_in = W.shape
@@ -356,19 +356,20 @@ assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} char
 assert dropped < 0.5, f'{corpus}: most characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # see torch.manual_seed below
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
 
 @torch.no_grad()
 @autocast
 def evaluate(model, val_data):
-    """Exact mean loss over the validation text, in nats per character."""
+    """Mean loss over the whole validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        total += model(xb, yb)[1].item() * len(xb)
+        _, loss = model(xb, yb)
+        total += loss.item() * len(xb)
     model.train()
     return total / n
 
@@ -387,7 +388,8 @@ def report(line):
 
 def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_rank=0):
     """Train a model from the weights in start (None: random) and return those with the
-    lowest validation loss. The checkpoint is {stage}_gpt.pt."""
+    lowest validation loss. The checkpoint is {stage}_gpt.pt. The arguments hide the
+    constants of the same name."""
     if stop:
         return start  # after Ctrl-C in an earlier stage
     torch.manual_seed(seed)
@@ -406,6 +408,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
+    # keeps small gradients from vanishing in float16
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
     # what the stage depends on: a checkpoint with another origin is not continued
@@ -417,6 +420,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
     if resume and os.path.isfile(checkpoint):
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if saved.get('origin') != origin:
+            # a typing error must not cost it
             assert stage != 'pretrained', f'{checkpoint}: repeat all settings of its run'
             report(f'{checkpoint} is from another run: starting over')
             saved = {}
@@ -450,7 +454,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
         state = dict(sizes=sizes, rung=12, optimizer=optimizer.state_dict(),
                      scaler=scaler.state_dict(), model=model.state_dict(), best=best,
                      chars=chars, step=step, train_loss=train_loss, best_loss=best_loss,
-                     origin=origin)  # gpt.py checks rung
+                     origin=origin)  # rung: for gpt.py's --resume
         try:
             with open(temporary, 'wb') as file:
                 torch.save(state, file)
@@ -463,7 +467,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
     start_time = time.time()
     for step in range(step + 1, max_iters + 1):
-        torch.manual_seed(seed * 10**6 + step)  # so evaluating changes nothing
+        torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
         lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
         lr = lr * min(step / (warmup_iters + 1), 1)
         for group in optimizer.param_groups:
@@ -498,7 +502,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
             break
     return merged(best or model.state_dict())
 
-if not resume:  # so that --resume will find files of this run only
+if not resume:  # of all stages
     for old in 'pretrained_gpt.pt', 'finetuned_gpt.pt', 'scratch_gpt.pt', 'lora_gpt.pt':
         if os.path.isfile(old):
             os.replace(old, old + '.old')

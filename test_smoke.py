@@ -1528,7 +1528,7 @@ class Repository(unittest.TestCase):
             'stdout': ('if hasattr(sys.stdout', '# ---'), 'settings': ('def override', '\n\n#'),
             'data': ('# input.txt can', ', xy.*, 1:'),
             'model': ('# The names are', '# ---|class LoRA'),
-            'evaluate': ('def evaluate():\n"""Exact', '\n\n'),
+            'evaluate': ('def evaluate():\n"""Mean loss over', '\n\n'),
             'start': ('step = 0\n', '# the weights'), 'restore': ("step = saved['step']", 'print'),
             'rate': ('lr = ', 'x, y ='),
             'temporary': ("temporary = f'", '\n\n'), 'interrupt': ('stop = []', '\n\n'),
