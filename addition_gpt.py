@@ -6,14 +6,14 @@
 
     python addition_gpt.py                                  train, then check 1,000,000 sums
     python addition_gpt.py --n_digits=10 --test_digits=60   train on 10 digits, test on 60
-    python addition_gpt.py --resume --max_iters=0 --problem=123+456   only answer this
+    python addition_gpt.py --resume --max_iters=0 --problem=123+456   just answer this
     python addition_gpt.py --position=learned --max_iters=2000 --learning_rate=8e-3
                                                             positions as in gpt.py
 
 On 2 cores of an Intel Xeon it trains for 2.9 s on 102,400 random problems, then gets all
 1,000,000 sums of two numbers up to 999 right (4.8 s), with each of 15 seeds. The script
-fixes the order of the digits and which of them see each other; the model learns what to do
-with them.
+fixes the order of the digits and which digits see each other; the model learns what to do
+with the digits.
 
 New since gpt.py: problems made on the fly, a loss on the answers only, positions by column,
 greedy decoding, the proof. Not here: a text, mixed precision, dropout, weight decay, top-k
@@ -24,7 +24,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
@@ -34,10 +34,10 @@ if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
 seed = 1337  # same seed + same settings = same model
 n_digits = 3  # train on numbers of up to this many digits (7 is 007)
 test_digits = 20  # test on numbers of up to this many digits
-reverse = True  # write the sum last digit first, as people add
+reverse = True  # write the sum last digit first, as on paper
 position = 'coupled'  # the digits of a column share one; 'learned': as in gpt.py
 batch_size = 128  # problems per step
-block_size = 128  # with learned positions: the longest row, in tokens
+block_size = 128  # longest row in tokens (learned positions only)
 n_layer = 1  # blocks; one is enough if the sum is written last digit first
 n_head = 2  # attention heads per block
 n_embd = 16  # width of the residual stream
@@ -53,12 +53,12 @@ grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 200  # evaluate every this many steps
 checkpoint = 'addition_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
-problem = ''  # a sum to ask for, such as 123+456 ('': check all sums)
+problem = ''  # a problem to answer, such as 123+456 ('': check all)
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -105,10 +105,10 @@ def columns(L):
         token   1 2 3 + 4 5 9 = 2 8 5 0
         column  3 2 1 4 3 2 1 0 1 2 3 4
 
-    The digits of a column share a position (position coupling, Cho et al. 2024). It has
-    no embedding; it only decides what a token sees: its own column and the next. So the
-    answer's 2 sees column 1, 3 and 9 and itself (3 + 9 = 12, carry 1), and column 2,
-    2 and 5: 8 comes next. '+' has the column of the last carry."""
+    The digits of a column share a position (position coupling, Cho et al. 2024).
+    Positions have no embedding: a token sees its own column and the next, but not their
+    numbers. The answer's 2 sees its own column (3, 9, 2: 3 + 9 = 12, carry 1) and the
+    next (2 and 5), so 8 comes next. The last carry is in the column of '+'."""
     number = list(range(L, 0, -1))
     answer = list(range(1, L + 2))
     return torch.tensor(number + [L + 1] + number + [0] + answer, device=device)
@@ -116,7 +116,7 @@ def columns(L):
 def held_out(problems):
     """True for the problems (N, 2, L) never trained on, about one in a hundred: (N,).
 
-    a**2 + b**2 modulo 101 decides, so b+a is held out with a+b."""
+    a**2 + b**2 modulo 101 decides, so a+b and b+a are held out together."""
     residues = torch.zeros_like(problems[:, :, 0])  # (N, 2): a and b modulo 101
     for digit in problems.unbind(dim=2):
         residues = (10 * residues + digit) % 101
@@ -131,7 +131,7 @@ def held_out_problems(L, n):
 def get_batch():
     """Rows of random problems x and the next tokens y, -1 before the answer. Both (B, T)."""
     problems = torch.randint(10, (batch_size, 2, n_digits)).to(device)
-    problems[held_out(problems)] = 0  # never trained on: 0+0 instead
+    problems[held_out(problems)] = 0  # replace held-out problems by 0+0
     row = write(problems)
     y = row[:, 1:].clone()
     y[:, :2 * n_digits + 1] = -1
@@ -143,14 +143,14 @@ def get_batch():
 class CausalSelfAttention(nn.Module):
     """Each position gathers what it needs from itself and the positions before it.
 
-    With coupled positions it sees only its own column and the next (see columns)."""
+    With coupled positions, a token sees only its own column and the next (see columns)."""
 
     def __init__(self):
         super().__init__()
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k and v of all heads
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         if position == 'coupled':
-            # added to scores, (n_head, 2): head 0 starts on the own column, head 1 on the next
+            # added to scores (n_head, 2): at first head 0 favors its own column, head 1 the next
             self.bias = nn.Parameter(3 * torch.eye(n_head, 2))
 
     def forward(self, x, column):
@@ -165,7 +165,7 @@ class CausalSelfAttention(nn.Module):
         att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
         # added to the scores: 0 for the past and present, -inf for the future
         mask = torch.full((T, T), -math.inf, device=x.device).triu(diagonal=1)
-        if position == 'coupled':  # likewise -inf outside the own column and the next
+        if position == 'coupled':  # -inf outside the own column and the next
             # (T, T): 0 for the own column, 1 for the next
             distance = (column - column[:, None]).clamp(-1, 2)
             bias = F.pad(self.bias, (1, 1), value=-math.inf)  # (n_head, 4), for -1 to 2
@@ -207,12 +207,12 @@ class GPT(nn.Module):
     def __init__(self):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # which token it is
-        if position == 'learned':  # coupled ones act in attention
+        if position == 'learned':  # coupled positions act in attention
             self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd) if layer_norm else nn.Identity()
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+        self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
             if p.dim() == 2 and 'bias' not in name:  # attn.bias is set already
                 gain = c_proj_gain if 'c_proj' in name else init_gain
@@ -249,14 +249,14 @@ class GPT(nn.Module):
 if resume:
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     globals().update(saved['sizes'])
-    override()  # a size that was typed must match: the next assert
+    override()  # typed sizes must match: see the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width, layer_norm=layer_norm, n_digits=n_digits, reverse=reverse,
              position=position)
 if resume:
     assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 assert position in ('coupled', 'learned'), "position: 'coupled' or 'learned'?"
 assert reverse or position == 'learned', 'reverse=False needs position=learned'
 assert not problem or re.fullmatch('[0-9]+[+][0-9]+', problem), 'problem: two numbers (123+456)'
@@ -274,7 +274,7 @@ optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, beta2), fused=True)
 
 @torch.no_grad()
 def check(problems):
-    """Which problems (N, 2, L) are answered correctly (N,); the loss of each answer token.
+    """Which problems (N, 2, L) are answered correctly, (N,), and each answer token's loss.
 
     One pass is enough: greedy decoding gets an answer right exactly when each token is the
     most likely one after the correct tokens before it."""
@@ -286,7 +286,7 @@ def check(problems):
     loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction='none')
     return correct, loss
 
-val_problems = held_out_problems(n_digits, 30_000 // n_digits)  # fewer of long ones
+val_problems = held_out_problems(n_digits, 30_000 // n_digits)  # the longer, the fewer
 
 def evaluate():
     """Mean loss on the held-out problems, in nats per token, and the fraction correct."""
@@ -299,7 +299,7 @@ best_loss = math.inf  # lowest validation loss
 best = {}  # the weights that reached it
 if resume:
     model.load_state_dict(saved['model'])
-    # betas and weight decay are this run's, not the saved ones
+    # use this run's betas and weight decay, not the saved ones
     saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(saved['optimizer'])
     step = saved['step']
@@ -310,13 +310,13 @@ if resume:
 
 temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
 if step < max_iters:
-    open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+    open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
     os.remove(temporary)
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
-        print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+        print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-stop = []  # no longer empty after Ctrl-C
+stop = []  # Ctrl-C appends to it
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -325,7 +325,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
     try:
         print(line)
     except OSError:
@@ -361,7 +361,7 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:
@@ -410,7 +410,7 @@ def carry_all_along(problems):
     a = problems[:, 0].clone()
     a[:, -1] = 9
     b = 9 - a  # a column that adds up to nine passes the carry on
-    b[:, -1] = problems[:, 1, -1].clamp(min=1)  # the ones start it
+    b[:, -1] = problems[:, 1, -1].clamp(min=1)  # the ones column starts the carry
     return torch.stack((a, b), dim=1)
 
 if problem:
@@ -419,10 +419,10 @@ if problem:
 else:
     if n_digits <= 3 or position == 'coupled':
         # The proof. With coupled positions and one block, the model writes each digit
-        # from what the token before it sees: its own column and the next. Three-digit
-        # sums contain every such case, with and without a carry coming in. So if none is
-        # wrong, sums of any length are right (up to float rounding). With learned positions,
-        # more blocks or fewer digits this is only a check.
+        # from the two columns that the token before it sees. Three-digit sums contain every
+        # such case, with and without an incoming carry. So if none is wrong, sums of any
+        # length are right (up to float rounding). With learned positions, more blocks or
+        # fewer digits this is a check, not a proof.
         start_time = time.time()
         L = min(3, n_digits)
         place_values = 10 ** torch.arange(2 * L - 1, -1, -1, device=device)

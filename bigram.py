@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
@@ -32,9 +32,9 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 max_new_tokens = 500  # characters to write
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -54,7 +54,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
        'data/tinyshakespeare/input.txt')
 if not os.path.exists('input.txt'):
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # all of it, or an error
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -107,18 +107,18 @@ class Bigram(nn.Module):
 # ------------------------------------------------------------------ training
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 torch.manual_seed(seed)
 model = Bigram().to(device)
-# AdamW divides a gradient by its usual size + eps: a large eps slows down rare pairs
+# AdamW divides a gradient by its usual size + eps, so a large eps slows rare pairs down
 optimizer = torch.optim.AdamW(model.parameters(), eps=1e-4, weight_decay=0.0, fused=True)
 
 @torch.no_grad()
 def evaluate():
     """Mean loss over the whole validation text, in nats per character."""
     model.eval()
-    n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
+    n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
@@ -129,7 +129,7 @@ def evaluate():
     return total / n
 
 train_loss = 0.0  # running mean of about the last 100 steps
-stop = []  # no longer empty after Ctrl-C
+stop = []  # Ctrl-C appends to it
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -149,7 +149,7 @@ for step in range(1, max_iters + 1):
     optimizer.step()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         print(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters or stop:
@@ -162,7 +162,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same table without training: count all pairs, add one to each count (Laplace smoothing)
 # and take the logarithm; the softmax normalizes
-pairs = train_data[:-1] * vocab_size + train_data[1:]  # (i, j) is number i * vocab_size + j
+pairs = train_data[:-1] * vocab_size + train_data[1:]  # pair (i, j) has number i * vocab_size + j
 counts = torch.bincount(pairs, minlength=vocab_size**2).view(vocab_size, vocab_size)
 learned = model.table.weight.data
 model.table.weight.data = (counts + 1.0).log()

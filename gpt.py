@@ -8,7 +8,7 @@
     python gpt.py --n_layer=4 --max_iters=3000   the same with other settings
     python gpt.py --resume                       continue after Ctrl-C or a crash (repeat the
                                                  other settings, too)
-    python gpt.py --resume --max_iters=0 --prompt=HAMLET:     only write
+    python gpt.py --resume --max_iters=0 --prompt=HAMLET:     just sample
     python gpt.py --rung=5                       an earlier model: see the ladder, below
 
 On 2 cores of an Intel Xeon it trains for 43 s and reaches a validation loss of 1.603 nats per
@@ -24,11 +24,11 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# a CUDA GPU gets the larger of two sizes
+# on a CUDA GPU the model is larger
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
@@ -66,9 +66,9 @@ elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 o
         dtype = 'bfloat16'
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -91,7 +91,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # all of it, or an error
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -184,7 +184,7 @@ class GPT(nn.Module):
         self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+        self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
@@ -216,8 +216,8 @@ class GPT(nn.Module):
             yield token
 
 # ------------------------------------------------------------------ ladder
-# From bigram.py (rung 1) to this model, one idea at a time: --rung=5 trains the model of
-# rung 5. The default, rung 12, uses none of this: skip it on a first reading.
+# The ladder leads from bigram.py (rung 1) to this model (rung 12), one idea at a time.
+# Only --rung=2 to --rung=11 use it: skip it on a first reading.
 class AttentionOnly(nn.Module):
     """Rungs 2 and 3."""
     def __init__(self):
@@ -269,8 +269,8 @@ ladder = {  # what each rung changes, on top of all rungs before it
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
 if rung < 12:
     for r in range(2, rung + 1):
-        globals().update(ladder[r])  # Block, too, which GPT() uses
-    override()  # what was typed on the command line still wins
+        globals().update(ladder[r])  # replaces Block, too
+    override()  # the command line still wins
 
 # ------------------------------------------------------------------ training
 if resume:
@@ -278,7 +278,7 @@ if resume:
     assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
     assert saved['rung'] == rung, f'{checkpoint} was trained with --rung={saved["rung"]}'
     globals().update(saved['sizes'])
-    override()  # a size that was typed must match: the next assert
+    override()  # typed sizes must match: see the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
 if resume:
@@ -286,20 +286,20 @@ if resume:
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 torch.manual_seed(seed)
 model = GPT().to(device)
 if rung < 9:
     model.ln_f = nn.Identity()  # the final norm came with pre-norm
 print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
-      f'{len(data):,} characters, {vocab_size} different')
+      f'{len(data):,} characters, {vocab_size} distinct')
 matrices = [p for p in model.parameters() if p.dim() == 2]
 vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not decayed
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}],
                               betas=(0.9, beta2), fused=True)
-# keeps small gradients from vanishing in float16
+# scales the loss: small gradients would vanish in float16
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
@@ -307,7 +307,7 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 def evaluate():
     """Mean loss over the whole validation text, in nats per character."""
     model.eval()
-    n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
+    n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
@@ -323,7 +323,7 @@ best_loss = math.inf  # lowest validation loss
 best = {}  # the weights that reached it
 if resume:
     model.load_state_dict(saved['model'])
-    # betas and weight decay are this run's, not the saved ones
+    # use this run's betas and weight decay, not the saved ones
     saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(saved['optimizer'])
     if saved['scaler']:  # empty unless it was trained in float16
@@ -336,13 +336,13 @@ if resume:
 
 temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
 if step < max_iters:
-    open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+    open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
     os.remove(temporary)
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
-        print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+        print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-stop = []  # no longer empty after Ctrl-C
+stop = []  # Ctrl-C appends to it
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -351,7 +351,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
     try:
         print(line)
     except OSError:
@@ -391,7 +391,7 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:

@@ -24,9 +24,9 @@ To import it: from gpt2 import GPT, GPTConfig, from_pretrained.
 
 New since gpt.py:
 - tokens of several bytes: a vocabulary learned from the text, or GPT-2's
-- biases and the tanh GELU, as GPT-2 has them
+- biases and the tanh GELU, as in GPT-2
 - FlashAttention, a key/value cache, epochs (as in modern_gpt.py)
-- weights in the safetensors format, read and written
+- reading and writing weights in the safetensors format
 - web text in shards, files of 100 million tokens
 - gradients summed over micro-batches and over processes
 - top-p sampling; scores in bits per byte and on HellaSwag
@@ -40,22 +40,22 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# a CUDA GPU gets the larger of two sizes
+# on a CUDA GPU the model is larger
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
 seed = 1337  # same seed + same settings = same model
-init_from = ''  # weights to begin with: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large',
+init_from = ''  # weights to start from: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large',
 #                 'gpt2-xl', or a folder with model.safetensors and config.json
 dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
 n_shards = 1  # shards of web text to train on, 100 million tokens each
-vocab_size = 2048  # vocabulary to learn from a text (init_from and web text have theirs)
+vocab_size = 2048  # size of a learned vocabulary (init_from and web text have their own)
 total_batch_size = 16384 if device == 'cuda' else 2048  # tokens per optimizer step
-batch_size = 64 if device == 'cuda' else 32  # micro-batch: sequences at once, per process
+batch_size = 64 if device == 'cuda' else 32  # micro-batch size per process, in sequences
 block_size = 256 if device == 'cuda' else 64  # context length, in tokens
 n_layer = 6 if device == 'cuda' else 2  # blocks
 n_head = 6 if device == 'cuda' else 4  # attention heads per block
@@ -81,7 +81,7 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 200  # sample from the k most likely tokens (0 = all)
 top_p = 0.95  # nucleus sampling: keep the top tokens with this total probability
 max_new_tokens = 200  # tokens to write
-int8 = True  # write with weights rounded to 8 bits (on a CPU with bfloat16)
+int8 = True  # sample with weights rounded to 8 bits (on a CPU with bfloat16)
 
 # precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
 dtype = 'float32'
@@ -92,9 +92,9 @@ elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 o
         dtype = 'bfloat16'
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -153,7 +153,7 @@ class CausalSelfAttention(nn.Module):
             cache[self] = k, v
         p = self.dropout if self.training else 0.0
         # softmax(q k / sqrt(head_size)) v in one kernel (Dao et al. 2022);
-        # after the prompt T is 1: no future to hide
+        # after the prompt T is 1: no future to mask
         y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
@@ -197,11 +197,11 @@ class GPT(nn.Module):
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+        self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                # embeddings, too; GPT-2's 0.02 is a gain of 0.55 for 768 inputs
+                # embeddings included; GPT-2's 0.02 is a gain of 0.55 at 768 inputs
                 nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
             elif 'bias' in name:
                 nn.init.zeros_(p)
@@ -209,7 +209,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache: computes only the positions not yet in it; logits of the last one."""
+        With a cache, computes only positions not yet in it; returns the last one's logits."""
         past = cache['length'] if cache else 0  # positions read earlier
         T = idx.shape[1]
         x = self.wte(idx[:, past:]) + self.wpe.weight[past:T]  # (B, T - past, n_embd)
@@ -240,7 +240,7 @@ class GPT(nn.Module):
             if top_k > 0:
                 n = min(top_k, n)
             logits, tokens = logits.topk(n)  # likeliest first
-            if top_p < 1:  # keep as many as reach top_p together (Holtzman et al. 2020)
+            if top_p < 1:  # keep the fewest that reach top_p together (Holtzman et al. 2020)
                 chances = F.softmax(logits, dim=-1)
                 logits[chances.cumsum(dim=-1) - chances >= top_p] = -math.inf
             choice = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
@@ -254,9 +254,9 @@ class GPT(nn.Module):
 transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
 
 def fetch(url, path):
-    """Download a file, whole or not at all, unless it exists.
+    """Download a file unless it exists; a broken download leaves no file.
 
-    One process does it, the others wait."""
+    One process downloads, the others wait."""
     if rank == 0 and not os.path.exists(path):
         print('downloading', url, 'to', path)
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -330,7 +330,7 @@ def from_pretrained(name, dropout=0.0):
         state[key] = tensor.float().clone(memory_format=torch.contiguous_format)
     head = state.setdefault('lm_head.weight', state['wte.weight'])
     assert torch.equal(head, state['wte.weight']), f'{path}: lm_head and wte differ'
-    with torch.device('meta'):  # a model without memory, until it gets these tensors
+    with torch.device('meta'):  # its memory comes from the tensors loaded above
         model = GPT(config)
     model.load_state_dict(state, assign=True)
     model.lm_head.weight = model.wte.weight  # one table again
@@ -367,8 +367,8 @@ def save_pretrained(model, folder):
 
 # ------------------------------------------------------------------ vocabulary
 # A text is first split into words (with the space before them), numbers, punctuation and
-# white space; no token crosses a split. This is GPT-2's pattern, written with classes that
-# Python's re has; the limit of 32 keeps text without spaces fast.
+# white space; no token crosses a split. This is GPT-2's pattern, in character classes that
+# Python's re supports; the limit of 32 characters keeps a text without spaces fast.
 pattern = (r"'(?:[sdmt]|ll|ve|re)| ?[^\W\d_]{1,32}| ?\d{1,32}| ?(?:[^\s\w]|_){1,32}"
            r"|\s+(?!\S)|\s+")
 
@@ -386,7 +386,7 @@ def learn_bpe(text, size):
     """Byte-pair encoding (Sennrich et al. 2016; on bytes: Radford et al. 2019).
 
     Tokens 0 to 255 are the bytes. The most frequent pair of neighbors becomes token 256,
-    and so on, up to size tokens. Returns merges: these pairs, in order."""
+    and so on, up to size tokens. Returns the merged pairs, in order."""
     frequency = collections.Counter(re.findall(pattern, text))  # of each word
     words = [list(word.encode()) for word in frequency]  # as lists of tokens
     counts = list(frequency.values())
@@ -424,15 +424,16 @@ def make_encoding(merges):
                              special_tokens={'<|endoftext|>': len(tokens)})
 
 # ------------------------------------------------------------------ data
-# Set in training, below: encoding, train_shards (a list of token arrays; a text is one),
-# val_data (a single array) and source, sequences() in the same order in every process.
-# A file of web text: 256 int32 (20240520, 1, number of tokens, zeros), uint16 tokens.
+# Set in training, below: encoding, train_shards (a list of token arrays, one for a text),
+# val_data (one array) and source (sequences(), in the same order in every process).
+# A file of web text: a header of 256 int32 (20240520, 1, number of tokens, zeros), then
+# uint16 tokens.
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
        'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
 
 def read_text():
-    """The text to train on, and its last tenth, for validation."""
+    """The first nine tenths of the text, for training, and the last, for validation."""
     if dataset == 'input.txt':
         # if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
         assert not resume or os.path.exists(dataset), (
@@ -454,8 +455,8 @@ def read_shard(path):
     return np.memmap(path, '<u2', 'r', 1024)
 
 def read_shards():
-    """Shards to train on and one to validate on (val in its name): web text, or the *.bin
-    files of a folder."""
+    """Shards to train on, and one to validate on (with val in its name): web text, or the
+    *.bin files of a folder."""
     paths = sorted(glob.glob(f'{glob.escape(dataset)}/*.bin'))
     if dataset in web:
         folder = os.path.expanduser(f'{cache_dir}/{dataset}')
@@ -483,7 +484,7 @@ def sequences():
                 yield shard[first:first + block_size + 1]
 
 def get_batch():
-    """This process's share of a step: sequences x, and y, x shifted by one token.
+    """This process's sequences x for one step; y is x shifted by one token.
 
     Both (total_batch_size / block_size / world_size, T)."""
     batch = list(itertools.islice(source, total_batch_size // block_size))
@@ -493,7 +494,7 @@ def get_batch():
 
 # ------------------------------------------------------------------ scores
 def sum_over_ranks(number):
-    """The sum of each process's number."""
+    """The sum of number over all processes."""
     if world_size == 1:
         return number
     total = torch.tensor(number, dtype=torch.float64, device=device)
@@ -506,7 +507,7 @@ def evaluate():
     """Mean loss over all validation tokens, in nats per token."""
     model.eval()
     data = torch.from_numpy(val_data.astype(np.int64)).to(device)
-    n = (len(data) - 1) // block_size  # as many whole sequences as there are
+    n = (len(data) - 1) // block_size  # number of whole sequences
     x = data[:n * block_size].view(n, block_size)[rank::world_size]
     y = data[1:n * block_size + 1].view(n, block_size)[rank::world_size]
     total = 0.0
@@ -530,8 +531,8 @@ def bits_per_byte(loss):
 def score_hellaswag():
     """HellaSwag (Zellers et al. 2019): which of four endings continues a text?
 
-    Returns the share of right answers if the ending with the lowest loss is chosen: the
-    lowest sum over its tokens, and the lowest mean."""
+    Returns the share of right answers when choosing the ending with the lowest loss, once
+    by the sum over its tokens and once by the mean."""
     url = ('https://raw.githubusercontent.com/rowanz/hellaswag/master/'
            'data/hellaswag_val.jsonl')
     path = os.path.expanduser(f'{cache_dir}/hellaswag_val.jsonl')
@@ -581,7 +582,7 @@ if __name__ == '__main__':
     if rank > 0:
         sys.stdout = open(os.devnull, 'w')  # one process prints for all
 
-    # the weights to begin with, their sizes and their vocabulary
+    # the weights to start from, their sizes and their vocabulary
     merges = None  # the pairs from learn_bpe; None: GPT-2's vocabulary
     fixed = {}  # settings that the weights or the vocabulary dictate
     if resume:
@@ -609,9 +610,9 @@ if __name__ == '__main__':
         f'the weights expect {n_vocab} tokens, the vocabulary has {encoding.n_vocab}')
     fixed['vocab_size'] = n_vocab
     globals().update(fixed)
-    override()  # a size that was typed must match: the next assert
+    override()  # typed settings must match: see the next assert
     for name, size in fixed.items():
-        assert globals()[name] == size, f'{name} has to be {size}'
+        assert globals()[name] == size, f'{name} must be {size}'
     sizes = dict(block_size=block_size, vocab_size=vocab_size,
                  n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
@@ -641,12 +642,12 @@ if __name__ == '__main__':
         context = len(saved['model']['wpe.weight']) if resume else block_size
         model = GPT(GPTConfig(context, vocab_size, n_layer, n_head, n_embd, dropout))
     context = model.config.block_size
-    assert max_iters == 0 or block_size <= context, f'block_size is at most {context}'
+    assert max_iters == 0 or block_size <= context, f'block_size must be at most {context}'
     model.to(device)
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
-          f'{vocab_size:,} different tokens')
-    # this switch is for CPUs, too: there, FlashAttention only pays for long sequences
+          f'{vocab_size:,} distinct tokens')
+    # applies to the CPU, too, where FlashAttention only pays for long sequences
     torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     # LayerNorm and biases are not decayed
@@ -654,7 +655,7 @@ if __name__ == '__main__':
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
-    # keeps small gradients from vanishing in float16
+    # scales the loss: small gradients would vanish in float16
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     train_model = torch.compile(model) if use_compile else model
 
@@ -664,7 +665,7 @@ if __name__ == '__main__':
     best = {}  # the weights that reached it
     if resume:
         model.load_state_dict(saved['model'])
-        # betas and weight decay are this run's, not the saved ones
+        # use this run's betas and weight decay, not the saved ones
         saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict(saved['optimizer'])
         if saved['scaler']:  # empty unless it was trained in float16
@@ -680,13 +681,13 @@ if __name__ == '__main__':
 
     temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
     if step < max_iters and rank == 0:
-        open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+        open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
         os.remove(temporary)
         if os.path.isfile(checkpoint) and not resume:
             os.replace(checkpoint, checkpoint + '.old')
-            print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+            print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-    stop = []  # no longer empty after Ctrl-C
+    stop = []  # Ctrl-C appends to it
     def interrupt(*_):
         """First Ctrl-C: end training after the current step. Second: stop at once."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -695,7 +696,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGINT, interrupt)
 
     def report(line):
-        """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+        """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
         try:
             print(line)
         except OSError:
@@ -736,7 +737,7 @@ if __name__ == '__main__':
 
         train_loss += (loss - train_loss) / min(step, 100)
         assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-        if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+        if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
             stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
             report(f'{step:6} {stars}')
         if step % eval_interval == 0 or step == max_iters:
@@ -772,11 +773,11 @@ if __name__ == '__main__':
         dist.destroy_process_group()
 
 # ------------------------------------------------------------------ sampling
-# Writing a token takes as long as reading all weights: the fewer bytes, the faster.
+# Each new token reads all weights from memory: the fewer bytes, the faster.
 class Int8Linear(nn.Module):
     """A linear layer with weights rounded to 8 bits, with a scale for each output.
 
-    PyTorch's kernel for it needs a multiple of 16 inputs."""
+    PyTorch's kernel requires the number of inputs to be a multiple of 16."""
 
     def __init__(self, linear):
         super().__init__()
@@ -798,11 +799,11 @@ if __name__ == '__main__' and rank == 0:
                 fits = isinstance(layer, nn.Linear) and layer.in_features % 16 == 0
                 if fits:
                     setattr(parent, name, Int8Linear(layer))
-    model.to(getattr(torch, dtype))  # the int8 weights are no parameters and stay
+    model.to(getattr(torch, dtype))  # int8 weights are not parameters and stay int8
     print('-' * 64 + '\n' + prompt, end='')
     idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     idx = torch.tensor([idx], device=device)  # (1, T)
-    # a token can be half a character
+    # a token can end inside a character
     utf8 = codecs.getincrementaldecoder('utf-8')('replace')
     for token in model.generate(idx, max_new_tokens, temperature, top_k, top_p):
         if token.item() == encoding.eot_token:

@@ -21,7 +21,7 @@ New since gpt.py:
 - smear: each token gets a learned share of the three before it (smear)
 - untied head: embedding and head have their own weights (tied)
 - zero init: at the start, blocks add nothing (c_proj_gain)
-- QK-norm: queries and keys are scaled to one length (qk_norm)
+- QK-norm: queries and keys are scaled to the same length (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
 - torch.compile: fused operations (use_compile)
@@ -32,11 +32,11 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# a CUDA GPU gets the larger of two sizes; [in brackets]: gpt.py's value
+# on a CUDA GPU the model is larger; [in brackets]: gpt.py's value
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
@@ -46,10 +46,10 @@ block_size = 256 if device == 'cuda' else 128  # context length, in characters
 n_layer = 6 if device == 'cuda' else 2  # blocks
 n_head = 6 if device == 'cuda' else 2  # attention heads per block
 n_embd = 384 if device == 'cuda' else 192  # width of the residual stream
-mlp_width = 4 if device == 'cuda' else 6  # outputs of c_fc / n_embd; SwiGLU halves them
+mlp_width = 4 if device == 'cuda' else 6  # c_fc's outputs / n_embd (SwiGLU keeps half)
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
-c_proj_gain = 0.0  # likewise for c_proj layers: blocks start by adding nothing [0.3]
+c_proj_gain = 0.0  # likewise for c_proj; at 0, blocks add nothing at first [0.3]
 max_iters = 5000 if device == 'cuda' else 960  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
@@ -64,15 +64,15 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
 # the ideas; with gpt.py's constants and the values in brackets this is gpt.py
-muon = True  # Muon for the blocks' matrices; without it lower learning_rate [False]
-muon_learning_rate = 0.02  # Muon's peak
+muon = True  # Muon for the blocks' matrices; if off, lower learning_rate [False]
+muon_learning_rate = 0.02  # Muon's peak rate
 epochs = True  # read (nearly) all of the text before repeating any [False]
 activation = 'swiglu'  # see activations below ['gelu']
 rotary = True  # queries and keys are rotated by position; no wpe [False]
-n_kv_head = 3 if device == 'cuda' else 1  # heads of keys and values [n_head]
+n_kv_head = 3 if device == 'cuda' else 1  # key/value heads [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
-smear = 3  # earlier tokens that are mixed into each token [0]
+smear = 3  # number of earlier tokens mixed into each [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
 rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
 flash = device == 'cuda'  # attention in one kernel [False]
@@ -88,9 +88,9 @@ elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 o
         dtype = 'bfloat16'
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -113,7 +113,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # all of it, or an error
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -185,7 +185,7 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, n_kv_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_kv_head, head_size).transpose(1, 2)
         past = cache['length'] if cache else 0  # positions read earlier
-        if qk_norm:  # so that no score runs away (Dehghani et al. 2023)
+        if qk_norm:  # bounds the scores (Dehghani et al. 2023)
             q = F.layer_norm(q, (head_size,))
             k = F.layer_norm(k, (head_size,))
         if rotary:  # scores then depend on how far apart two positions are
@@ -201,7 +201,7 @@ class CausalSelfAttention(nn.Module):
         if n_kv_head < n_head:  # shared by groups of heads (Ainslie et al. 2023)
             k = k.repeat_interleave(n_head // n_kv_head, dim=1)
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
-        if flash:  # Dao et al. 2022; after the prompt T is 1: no future to hide
+        if flash:  # Dao et al. 2022; after the prompt T is 1: no future to mask
             p = dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
         else:
@@ -217,7 +217,7 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 def swiglu(x):
-    """Half of the channels, through SiLU, gates the rest (Shazeer 2020)."""
+    """One half of the channels, passed through SiLU, gates the other (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -275,7 +275,7 @@ class GPT(nn.Module):
         self.ln_f = make_norm()
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         if tied:
-            self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+            self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
@@ -289,11 +289,11 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache: logits of the positions that are not yet in it."""
+        With a cache, returns logits only for positions not yet in it."""
         x = tok = self.wte(idx)  # (B, T, n_embd)
         if not rotary:
             x = x + self.wpe.weight[:idx.shape[1]]
-        for i, share in enumerate(self.smear, 1):  # add a share of the token i before
+        for i, share in enumerate(self.smear, 1):  # add a share of the token i places earlier
             x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]
         x = self.drop(x)
         if cache:
@@ -311,7 +311,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # positions read; each layer adds their keys and values
+        # number of positions read; each layer adds its keys and values
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -331,7 +331,7 @@ if resume:
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
     globals().update(saved['sizes'])
-    override()  # a size that was typed must match: the next assert
+    override()  # typed sizes must match: see the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation,
              rotary=rotary, head_gate=head_gate, tied=tied, smear=smear,
@@ -345,15 +345,15 @@ if rotary:
 assert activation in activations, f'activation: one of {", ".join(activations)}'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 torch.manual_seed(seed)
 model = GPT().to(device)
 print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
-      f'{len(data):,} characters, {vocab_size} different')
+      f'{len(data):,} characters, {vocab_size} distinct')
 
 def orthogonalize(x):
-    """Matrices x (n, rows, columns) -> the same directions, all about equally strong."""
+    """Matrices x (n, rows, columns) -> same directions, all singular values near 1."""
     tall = x.shape[1] > x.shape[2]
     if tall:  # x @ x.mT below is smaller for a wide matrix
         x = x.mT
@@ -373,7 +373,7 @@ def orthogonalize(x):
 class Muon(torch.optim.Optimizer):
     """Momentum, then a step equally long in all directions (Jordan et al. 2024).
 
-    A group holds matrices of one shape: stacked, one product serves them all."""
+    Each group holds matrices of one shape, which are stacked and computed together."""
 
     def __init__(self, groups, weight_decay):
         super().__init__(groups, dict(lr=0.0, weight_decay=weight_decay))
@@ -395,8 +395,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-# each parameter gets one of two optimizers
-inner = {}  # the blocks' c_attn, c_fc and c_proj, by shape
+inner = {}  # for Muon: c_attn, c_fc and c_proj, by shape; the rest for AdamW
 matrices = []
 vectors = []  # LayerNorm: not decayed
 for name, p in model.named_parameters():
@@ -413,7 +412,7 @@ if muon:
     groups = [{'params': params} for params in inner.values()]
     optimizers.append(Muon(groups, weight_decay))
 train_model = torch.compile(model) if use_compile else model
-# keeps small gradients from vanishing in float16
+# scales the loss: small gradients would vanish in float16
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
@@ -421,7 +420,7 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 def evaluate():
     """Mean loss over the whole validation text, in nats per character."""
     model.eval()
-    n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
+    n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
@@ -437,7 +436,7 @@ best_loss = math.inf  # lowest validation loss
 best = {}  # the weights that reached it
 if resume:
     model.load_state_dict(saved['model'])
-    # betas and weight decay are this run's, not the saved ones
+    # use this run's betas and weight decay, not the saved ones
     for optimizer, state in zip(optimizers, saved['optimizers']):
         state['param_groups'] = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict(state)
@@ -451,13 +450,13 @@ if resume:
 
 temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
 if step < max_iters:
-    open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+    open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
     os.remove(temporary)
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
-        print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+        print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-stop = []  # no longer empty after Ctrl-C
+stop = []  # Ctrl-C appends to it
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -466,7 +465,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
     try:
         print(line)
     except OSError:
@@ -510,7 +509,7 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:

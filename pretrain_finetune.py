@@ -11,8 +11,8 @@
 
 On 2 cores of an Intel Xeon it trains for 122 s. With 13.7 million
 characters of modern prose as the corpus it reaches 1.556 nats per
-character on Tiny Shakespeare; from scratch, with as many steps on
-Shakespeare, 1.705 (means of three seeds). FineWeb is not measured yet.
+character on Tiny Shakespeare; training from scratch for as many steps
+reaches 1.705 (means of three seeds). FineWeb has not been measured yet.
 
 New since gpt.py (diff -w shows it): a corpus; the training loop as a
 function, called once for each stage; LoRA. Not here: the ladder.
@@ -25,11 +25,11 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # each line at once; '?' for unknown letters
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# a CUDA GPU gets the larger of two sizes
+# on a CUDA GPU the model is larger
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
@@ -57,12 +57,12 @@ top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
 corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
-megabytes = 100 if device == 'cuda' else 20  # of the corpus, held in memory
+megabytes = 100 if device == 'cuda' else 20  # size of the corpus
 pretrain_max_iters = 10000 if device == 'cuda' else 2500  # steps on the corpus
-pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3
+pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3  # peak
 finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # lower: forgets less
 lora_rank = 0  # rank of the LoRA stage (0 = no such stage)
-lora_learning_rate = 2e-3 if device == 'cuda' else 1.2e-2
+lora_learning_rate = 2e-3 if device == 'cuda' else 1.2e-2  # peak
 
 # precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
 dtype = 'float32'
@@ -73,9 +73,9 @@ elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 o
         dtype = 'bfloat16'
 
 def override():
-    """Set any of the above for one run, for example with --max_iters=100."""
+    """Set any constant above for one run, for example with --max_iters=100."""
     if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console, whose arguments are its own
+        return  # pasted into a notebook or a console: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -98,7 +98,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, 'put the input.txt of the earlier run into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # all of it, or an error
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -136,7 +136,7 @@ def fetch(url, size):
         return response.read()[:size]
 
 def decode_shard(raw):
-    """The text of a file of GPT-2 tokens (or its beginning)."""
+    """The text of a file of GPT-2 tokens, or of its beginning."""
     magic, version, count = np.frombuffer(raw, '<i4', 3)
     assert magic == 20240520, 'not a file of GPT-2 tokens'
     tokens = np.frombuffer(raw, '<u2', offset=1024)
@@ -145,18 +145,18 @@ def decode_shard(raw):
     return text.replace('<|endoftext|>', '\n\n')
 
 def docstrings():
-    """A corpus with no download: the docstrings of Python and PyTorch."""
+    """A corpus without a download: the docstrings of Python and PyTorch."""
     found = []
     for folder in sysconfig.get_path('stdlib'), torch.__path__[0]:
         for path in sorted(glob.glob(f'{folder}/**/*.py', recursive=True)):
             if re.search('site-packages|test', path.removeprefix(folder)):
-                continue  # other packages, tests
+                continue  # skip other packages and tests
             with open(path, encoding='utf-8', errors='replace') as file:
                 found += re.findall('"""(.+?)"""', file.read(), re.S)
     return re.sub(r'\n[ \t]+', '\n', '\n\n'.join(found))  # without indentation
 
 def read_corpus(corpus):
-    """The first megabytes of a corpus. Downloads are kept as files."""
+    """The beginning of a corpus (see megabytes). Downloads are kept as files."""
     size = megabytes * 10**6
     if corpus == 'docstrings':
         return docstrings()[:size]
@@ -166,7 +166,7 @@ def read_corpus(corpus):
         path = re.sub(r'\W+', '_', corpus) + f'_{megabytes}MB.txt'
         if not os.path.exists(path):
             print('downloading', url)
-            if url.endswith('.bin'):  # a token: 2 bytes, 4 characters
+            if url.endswith('.bin'):  # 2 bytes a token, 4 characters
                 text = decode_shard(fetch(url, 1024 + size // 2))
             else:
                 text = fetch(url, size).decode('utf-8-sig', errors='replace')
@@ -178,7 +178,7 @@ def read_corpus(corpus):
         return file.read(size)
 
 def plain(text):
-    """The text in the characters of input.txt: é becomes e, curly quotes straight ones.
+    """The text in the characters of input.txt: é becomes e, curly quotes become straight.
     Characters without an equivalent are dropped."""
     quote = '"' if '"' in stoi else "'"
     substitutes = {'"': quote, '“': quote, '”': quote, '‘': "'", '’': "'",
@@ -190,7 +190,7 @@ def plain(text):
         table[ord(c)] = ''.join(part for part in parts if part in stoi)
     return text.translate(table)
 
-print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} different')
+print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct')
 try:
     corpus_text = read_corpus(corpus)
 except (OSError, http.client.HTTPException) as error:
@@ -276,7 +276,7 @@ class GPT(nn.Module):
         self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.lm_head.weight = self.wte.weight  # one table for both (Press & Wolf 2017)
+        self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
@@ -346,24 +346,24 @@ if resume:
     saved = torch.load('pretrained_gpt.pt', map_location=device, weights_only=True)
     assert saved['chars'] == chars, 'pretrained_gpt.pt belongs to another input.txt'
     globals().update(saved['sizes'])
-    override()  # a size that was typed must match: the next assert
+    override()  # typed sizes must match: see the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
 if resume:
     assert sizes == saved['sizes'], f'pretrained_gpt.pt was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
-assert dropped < 0.5, f'{corpus}: most characters are not in input.txt'
+assert dropped < 0.5, f'{corpus}: most of its characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # times 10**6, it has to fit 64 bits
+assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 @torch.no_grad()
 @autocast
 def evaluate(model, val_data):
     """Mean loss over the whole validation text, in nats per character."""
     model.eval()
-    n = (len(val_data) - 1) // block_size  # as many whole sequences as there are
+    n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
     y = val_data[1:n * block_size + 1].view(n, block_size)
     total = 0.0
@@ -373,22 +373,22 @@ def evaluate(model, val_data):
     model.train()
     return total / n
 
-stop = []  # no longer empty after Ctrl-C
+stop = []  # Ctrl-C appends to it
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     stop.append(True)
 
 def report(line):
-    """Print a line. If that fails (python gpt.py | head), stop as Ctrl-C does."""
+    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
     try:
         print(line)
     except OSError:
         stop.append(True)
 
 def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_rank=0):
-    """Train a model from the weights in start (None: random) and return those with the
-    lowest validation loss. The checkpoint is {stage}_gpt.pt. The arguments hide the
+    """Train a model from the weights in start (None: random) and return the weights
+    with the lowest validation loss. The checkpoint is {stage}_gpt.pt. Arguments replace the
     constants of the same name."""
     if stop:
         return start  # after Ctrl-C in an earlier stage
@@ -408,10 +408,10 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
-    # keeps small gradients from vanishing in float16
+    # scales the loss: small gradients would vanish in float16
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
-    # what the stage depends on: a checkpoint with another origin is not continued
+    # what this stage depends on: a checkpoint of another origin is not resumed
     origin = [sizes, seed, learning_rate, lora_rank]
     for tensor in [train_data] + list((start or {}).values()):
         origin.append(zlib.crc32(tensor.cpu().numpy()))  # a checksum
@@ -421,8 +421,8 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if saved.get('origin') != origin:
             # a typing error must not cost it
-            assert stage != 'pretrained', f'{checkpoint}: repeat all settings of its run'
-            report(f'{checkpoint} is from another run: starting over')
+            assert stage != 'pretrained', f'to resume {checkpoint}, repeat all its settings'
+            report(f'{checkpoint} has other settings: starting over')
             saved = {}
     step = 0
     train_loss = 0.0  # running mean of about the last 100 steps
@@ -430,7 +430,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
     best = {}  # the weights that reached it
     if saved:
         model.load_state_dict(saved['model'])
-        # betas and weight decay are this run's, not the saved ones
+        # use this run's betas and weight decay, not the saved ones
         saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict(saved['optimizer'])
         if saved['scaler']:  # empty unless it was trained in float16
@@ -443,11 +443,11 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
     temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
     if step < max_iters:
-        open(temporary, 'wb').close()  # a missing folder shows now, not after an hour
+        open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
         os.remove(temporary)
         if os.path.isfile(checkpoint) and not saved:
             os.replace(checkpoint, checkpoint + '.old')
-            print(f'{checkpoint} of an earlier run is now {checkpoint}.old')
+            print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
     def save():
         """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
@@ -484,7 +484,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
         train_loss += (loss.item() - train_loss) / min(step, 100)
         assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-        if step % max(1, max_iters // 20) == 0:  # the loss as stars; 60: no better than guessing
+        if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
             stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
             report(f'{step:6} {stars}')
         if step % eval_interval == 0 or step == max_iters:
@@ -506,7 +506,7 @@ if not resume:  # of all stages
     for old in 'pretrained_gpt.pt', 'finetuned_gpt.pt', 'scratch_gpt.pt', 'lora_gpt.pt':
         if os.path.isfile(old):
             os.replace(old, old + '.old')
-            print(f'{old} of an earlier run is now {old}.old')
+            print(f'renamed the earlier {old} to {old}.old')
 
 signal.signal(signal.SIGINT, interrupt)
 pretrained = train('pretrained', None, corpus_train, corpus_val,

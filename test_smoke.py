@@ -255,7 +255,7 @@ class EveryScript(unittest.TestCase):
             ('modern_gpt.py', '--activation=tanh', 'relu2'),
             ('modern_gpt.py', '--n_embd=30', 'rotary'),
             ('gpt2.py', '--total_batch_size=200', 'multiple of 128'),
-            ('gpt2.py', '--top_p=0', 'top_p'), ('gpt2.py', '--vocab_size=200', 'to be 257'),
+            ('gpt2.py', '--top_p=0', 'top_p'), ('gpt2.py', '--vocab_size=200', 'must be 257'),
             ('gpt2.py', '--temperature=0', 'temperature'), ('gpt2.py', '--n_head=3', 'n_head'),
             ('gpt2.py', '--init_from=GPT2', 'gpt2-xl'),
             ('gpt2.py', '--resume --checkpoint=no.pt', 'no.pt'),
@@ -851,7 +851,7 @@ class Pretraining(unittest.TestCase):
             share = 1 - len(plain + '\n') / len(corpus.replace('\r\n', '\n') + '\n')
             self.assertIn(f'; {share:.2%} were dropped', ended.out)
             self.assertEqual(len(names['corpus_val']), len(data) // 10)
-        for corpus, message in (('ДОМ, дом\n' * 999, 'most characters'),
+        for corpus, message in (('ДОМ, дом\n' * 999, 'most of its characters'),
                                 ('to be\n' * 20, 'odd.txt needs 170 characters')):
             (folder / 'odd.txt').write_text(corpus, encoding='utf-8')
             ended = self.pretrain(f'{self.NONE} --corpus=odd.txt', folder)
@@ -980,7 +980,7 @@ class Pretraining(unittest.TestCase):
                 self.assertEqual(self.table(again.out), self.table(anew.out), more)
         for more in '--seed=4', '--corpus=input.txt', '--pretrain_learning_rate=1':
             refused = self.pretrain(f'{settings} --resume {more}', folder)
-            self.assertIn('pretrained_gpt.pt: repeat all settings', refused.message)
+            self.assertIn('to resume pretrained_gpt.pt, repeat all', refused.message)
         refused = self.pretrain(f'{settings} --resume --n_layer=3', folder)
         self.assertIn("'n_layer': 2", refused.message)
         sizeless = re.sub('--(block_size|n_layer|n_head|n_embd)=[0-9]+', '',
@@ -1190,7 +1190,7 @@ class Gpt2(unittest.TestCase):
             refused = self.script(f'--dataset={folder} {settings} --vocab_size=300')
             other = self.script(f'--dataset={folder} {settings} --init_from=out --n_embd=32',
                                 self.trained.folder)
-        self.assertIn('vocab_size has to be 50257', refused.message)
+        self.assertIn('vocab_size must be 50257', refused.message)
         self.assertIn('GPT-2 tokens', other.message)
         for run in names, again.names:
             self.assertEqual([len(shard) for shard in run['train_shards']], [3000, 4000])
@@ -1316,9 +1316,9 @@ class Gpt2(unittest.TestCase):
             self.assertEqual(names['model'].drop.p, 0.1)
             for name, size in dict(n_layer=3, n_head=4, n_embd=64, vocab_size=400).items():
                 refused = execute('gpt2.py', f'{few} {more} --{name}={size}', folder)
-                self.assertIn(f'{name} has to be', refused.message)
-        for more, message in (('--resume --block_size=32', 'block_size has to be 16'),
-                              ('--init_from=out --block_size=32', 'block_size is at most 16'),
+                self.assertIn(f'{name} must be', refused.message)
+        for more, message in (('--resume --block_size=32', 'block_size must be 16'),
+                              ('--init_from=out --block_size=32', 'block_size must be at most 16'),
                               ('--init_from=out --block_size=8 --checkpoint=c.pt', 'fine'),
                               ('--resume --checkpoint=c.pt', 'fine')):  # takes the 8
             ended = execute('gpt2.py', f'{few} {more} --batch_size=4', folder)
