@@ -53,7 +53,7 @@ init_from = ''  # weights to start from: '' (random), 'gpt2', 'gpt2-medium', 'gp
 #                 'gpt2-xl', or a folder with model.safetensors and config.json
 dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
 n_shards = 1  # shards of web text to train on, 100 million tokens each
-vocab_size = 2048  # size of a learned vocabulary (init_from and web text have their own)
+vocab_size = 2048  # size of a learned vocabulary (init_from and shards have theirs)
 total_batch_size = 16384 if device == 'cuda' else 2048  # tokens per optimizer step
 batch_size = 64 if device == 'cuda' else 32  # micro-batch size per process, in sequences
 block_size = 256 if device == 'cuda' else 64  # context length, in tokens
@@ -147,14 +147,14 @@ class CausalSelfAttention(nn.Module):
         k = k.view(B, T, self.n_head, head_size).transpose(1, 2)
         v = v.view(B, T, self.n_head, head_size).transpose(1, 2)
         if cache:  # reuse the keys and values of earlier positions
-            if cache['length'] > 0:
+            if self in cache:
                 k = torch.cat((cache[self][0], k), dim=2)
                 v = torch.cat((cache[self][1], v), dim=2)
             cache[self] = k, v
         p = self.dropout if self.training else 0.0
         # softmax(q k / sqrt(head_size)) v in one kernel (Dao et al. 2022);
         # after the prompt T is 1: no future to mask
-        y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -209,7 +209,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache, computes only positions not yet in it; returns the last one's logits."""
+        With a cache, computes all positions at first, then one a call; logits of the last."""
         past = cache['length'] if cache else 0  # positions read earlier
         T = idx.shape[1]
         x = self.wte(idx[:, past:]) + self.wpe.weight[past:T]  # (B, T - past, n_embd)
@@ -250,7 +250,9 @@ class GPT(nn.Module):
 
 # ------------------------------------------------------------------ weights
 # The safetensors format: length of the header (8 bytes), header (JSON: type, shape and
-# byte range of each tensor), numbers. Matrices are stored as (inputs, outputs).
+# byte range of each tensor), numbers.
+
+# GPT-2 has these stored as (inputs, outputs)
 transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
 
 def fetch(url, path):
@@ -286,7 +288,8 @@ def read_safetensors(path):
     for name, info in header.items():
         first, last = info['data_offsets']
         # 'c': copy on write, as torch wants writable memory
-        data = np.memmap(path, np.uint8, 'c', start + first, (last - first,))
+        data = np.memmap(path, np.uint8, 'c',
+                         offset=start + first, shape=last - first)
         tensor = torch.from_numpy(data).view(dtypes[info['dtype']])
         yield name, tensor.view(info['shape'])
 
@@ -399,7 +402,7 @@ def learn_bpe(text, size):
     merges = []
     while len(merges) < size - 256:
         best = max(pairs, key=pairs.get, default=None)
-        if pairs[best] < 2:
+        if pairs[best] < 2:  # pairs[None] is 0
             break  # no pair occurs twice
         for i in where.pop(best):  # only these words change
             for pair in zip(words[i], words[i][1:]):
@@ -424,10 +427,9 @@ def make_encoding(merges):
                              special_tokens={'<|endoftext|>': len(tokens)})
 
 # ------------------------------------------------------------------ data
-# Set in training, below: encoding, train_shards (a list of token arrays, one for a text),
-# val_data (one array) and source (sequences(), in the same order in every process).
-# A file of web text: a header of 256 int32 (20240520, 1, number of tokens, zeros), then
-# uint16 tokens.
+# Set in training, below: model, encoding, train_shards (a list of token arrays; of a text,
+# one), val_data (an array), source (sequences(), in the same order in every process).
+# A file of web text: 256 int32 (20240520, 1, number of tokens, zeros), uint16 tokens.
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
        'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
@@ -448,11 +450,11 @@ def read_text():
 
 def read_shard(path):
     """The tokens of a shard, an array (N,) mapped into memory."""
-    header = np.fromfile(path, '<i4', 256)
+    header = np.fromfile(path, '<i4', count=256)
     size = os.path.getsize(path)
-    whole = size > 1024 and header[0] == 20240520 and size == 1024 + 2 * header[2]
+    whole = size > 1024 and header[0] == 20240520 and size == 1024 + 2 * int(header[2])
     assert whole, f'{path} is not a whole shard of tokens; delete it'
-    return np.memmap(path, '<u2', 'r', 1024)
+    return np.memmap(path, '<u2', 'r', offset=1024)
 
 def read_shards():
     """Shards to train on, and one to validate on (with val in its name): web text, or the
@@ -468,7 +470,7 @@ def read_shards():
     val = [read_shard(path) for path in paths if 'val' in os.path.basename(path)]
     assert train and len(val) == 1, (
         f'{dataset}: {len(train)} shards to train on, {len(val)} to validate on')
-    return train, val[0][:10_000_000]  # enough for an exact loss
+    return train, val[0][:10_000_000]  # enough for a precise loss
 
 def sequences():
     """Yield sequences of block_size + 1 tokens, without end.
@@ -552,7 +554,7 @@ def score_hellaswag():
             losses = losses[-len(ending):]
             scores.append((losses.sum().item(), losses.mean().item()))
         chosen = np.argmin(scores, axis=0)  # by sum, by mean
-        right += chosen == row['label']
+        right += (chosen == row['label'])  # 0 or 1
     return [sum_over_ranks(n) / len(rows) for n in right]
 
 # ------------------------------------------------------------------ training
@@ -602,13 +604,13 @@ if __name__ == '__main__':
     if is_text and (from_scratch or max_iters > 0):
         train_text, val_text = read_text()
         if from_scratch:
-            # 10 MB suffice; one token is for <|endoftext|>
-            merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)
+            few = train_text[:10_000_000]  # enough to learn from
+            # one token is for <|endoftext|>
+            merges = learn_bpe(few, vocab_size - 1)
     encoding = make_encoding(merges)
-    n_vocab = fixed.get('vocab_size', encoding.n_vocab)
+    n_vocab = fixed.setdefault('vocab_size', encoding.n_vocab)
     assert n_vocab == encoding.n_vocab, (
         f'the weights expect {n_vocab} tokens, the vocabulary has {encoding.n_vocab}')
-    fixed['vocab_size'] = n_vocab
     globals().update(fixed)
     override()  # typed settings must match: see the next assert
     for name, size in fixed.items():
@@ -638,7 +640,8 @@ if __name__ == '__main__':
             f'total_batch_size must be a multiple of {at_once}')
 
     torch.manual_seed(seed)
-    if resume or not init_from:
+    if resume or from_scratch:
+        # block_size can be shorter than the context
         context = len(saved['model']['wpe.weight']) if resume else block_size
         model = GPT(GPTConfig(context, vocab_size, n_layer, n_head, n_embd, dropout))
     context = model.config.block_size
@@ -749,6 +752,7 @@ if __name__ == '__main__':
             save()
             report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
                    f'{time.time() - start_time:.1f} s')
+        # all processes stop together
         if sum_over_ranks(len(stop)) > 0:
             save()
             report(f'stopped after step {step}')
@@ -782,9 +786,9 @@ class Int8Linear(nn.Module):
     def __init__(self, linear):
         super().__init__()
         weight = linear.weight.detach()
-        scale = weight.abs().amax(dim=1) / 127
+        scale = (weight.abs().amax(dim=1) / 127).bfloat16()
         self.weight = (weight / scale[:, None]).round().to(torch.int8)
-        self.scale = scale.bfloat16()
+        self.scale = scale
         self.bias = linear.bias
 
     def forward(self, x):
@@ -796,10 +800,9 @@ if __name__ == '__main__' and rank == 0:
     if device == 'cpu' and dtype == 'bfloat16' and int8:
         for parent in list(model.modules()):
             for name, layer in parent.named_children():
-                fits = isinstance(layer, nn.Linear) and layer.in_features % 16 == 0
-                if fits:
+                if isinstance(layer, nn.Linear) and layer.in_features % 16 == 0:
                     setattr(parent, name, Int8Linear(layer))
-    model.to(getattr(torch, dtype))  # int8 weights are not parameters and stay int8
+    model.to(getattr(torch, dtype))  # the int8 weights stay int8
     print('-' * 64 + '\n' + prompt, end='')
     idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]
     idx = torch.tensor([idx], device=device)  # (1, T)

@@ -203,7 +203,7 @@ class CausalSelfAttention(nn.Module):
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
         if flash:  # Dao et al. 2022; after the prompt T is 1: no future to mask
             p = dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, None, p, is_causal=T > 1)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         else:
             q = q * head_size ** -0.5  # or the scores would grow with the head size
             att = q @ k.transpose(-2, -1)  # (B, n_head, T, past + T)
@@ -311,7 +311,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # number of positions read; each layer adds its keys and values
+        # positions read; each layer adds its keys and values
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
