@@ -5,7 +5,7 @@
 """A GPT that learns addition from examples, and a proof that it can add any two numbers.
 
     python addition_gpt.py                                  train, then check 1,000,000 sums
-    python addition_gpt.py --n_digits=10 --test_digits=60   train on 10 digits, test on 60
+    python addition_gpt.py --n_digits=10 --test_digits=60   train on 10 digits, test to 60
     python addition_gpt.py --resume --max_iters=0 --problem=123+456   just answer this
     python addition_gpt.py --position=learned --max_iters=2000 --learning_rate=8e-3
                                                             positions as in gpt.py
@@ -35,9 +35,9 @@ seed = 1337  # same seed + same settings = same model
 n_digits = 3  # train on numbers of up to this many digits (7 is 007)
 test_digits = 20  # test on numbers of up to this many digits
 reverse = True  # write the sum last digit first, as on paper
-position = 'coupled'  # the digits of a column share one; 'learned': as in gpt.py
+position = 'coupled'  # digits of a column share a position; 'learned': as in gpt.py
 batch_size = 128  # problems per step
-block_size = 128  # longest row in tokens (learned positions only)
+block_size = 128  # longest input in tokens (learned positions only)
 n_layer = 1  # blocks; one is enough if the sum is written last digit first
 n_head = 2  # attention heads per block
 n_embd = 16  # width of the residual stream
@@ -53,7 +53,7 @@ grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 200  # evaluate every this many steps
 checkpoint = 'addition_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
-problem = ''  # a problem to answer, such as 123+456 ('': check all)
+problem = ''  # a problem to answer, such as 123+456 ('': all checks)
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
@@ -105,10 +105,10 @@ def columns(L):
         token   1 2 3 + 4 5 9 = 2 8 5 0
         column  3 2 1 4 3 2 1 0 1 2 3 4
 
-    The digits of a column share a position (position coupling, Cho et al. 2024).
-    Positions have no embedding: a token sees its own column and the next, but not their
-    numbers. The answer's 2 sees its own column (3, 9, 2: 3 + 9 = 12, carry 1) and the
-    next (2 and 5), so 8 comes next. The last carry is in the column of '+'."""
+    The digits of a column share a position (position coupling, Cho et al. 2024) that has
+    no embedding: a token sees its own column and the next higher one, not which they are.
+    The answer's 2 sees its own column (3, 9, 2: 3 + 9 = 12, carry 1) and the next (2 and
+    5), so 8 comes next. The last carry is in the column of '+'."""
     number = list(range(L, 0, -1))
     answer = list(range(1, L + 2))
     return torch.tensor(number + [L + 1] + number + [0] + answer, device=device)
@@ -150,7 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k and v of all heads
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         if position == 'coupled':
-            # added to scores (n_head, 2): at first head 0 favors its own column, head 1 the next
+            # (n_head, 2), added to scores: at first head 0 favors the own column, head 1 the next
             self.bias = nn.Parameter(3 * torch.eye(n_head, 2))
 
     def forward(self, x, column):
@@ -165,10 +165,11 @@ class CausalSelfAttention(nn.Module):
         att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
         # added to the scores: 0 for the past and present, -inf for the future
         mask = torch.full((T, T), -math.inf, device=x.device).triu(diagonal=1)
-        if position == 'coupled':  # -inf outside the own column and the next
-            # (T, T): 0 for the own column, 1 for the next
+        if position == 'coupled':
+            # (T, T): 0 in a token's own column, 1 in the next, -1 or 2 in all others
             distance = (column - column[:, None]).clamp(-1, 2)
-            bias = F.pad(self.bias, (1, 1), value=-math.inf)  # (n_head, 4), for -1 to 2
+            # (n_head, 4): what to add at distance -1, 0, 1, 2
+            bias = F.pad(self.bias, (1, 1), value=-math.inf)
             mask = mask + bias[:, distance + 1]  # (n_head, T, T)
         att = F.softmax(att + mask, dim=-1)  # each row sums to 1
         y = att @ v  # (B, n_head, T, head_size)
@@ -280,13 +281,14 @@ def check(problems):
     most likely one after the correct tokens before it."""
     row = write(problems)
     start = 2 * problems.shape[2] + 1  # the position of '='
-    logits = model(row[:, :-1])[0][:, start:]
+    logits, _ = model(row[:, :-1])
+    logits = logits[:, start:]  # what follows '=' and each token of the answer
     answer = row[:, start + 1:]
     correct = (logits.argmax(dim=-1) == answer).all(dim=1)
-    loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction='none')
-    return correct, loss
+    losses = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction='none')
+    return correct, losses
 
-val_problems = held_out_problems(n_digits, 30_000 // n_digits)  # the longer, the fewer
+val_problems = held_out_problems(n_digits, 30_000 // n_digits)  # few if long, to save time
 
 def evaluate():
     """Mean loss on the held-out problems, in nats per token, and the fraction correct."""
@@ -299,7 +301,7 @@ best_loss = math.inf  # lowest validation loss
 best = {}  # the weights that reached it
 if resume:
     model.load_state_dict(saved['model'])
-    # use this run's betas and weight decay, not the saved ones
+    # use this run's betas, not the saved ones
     saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(saved['optimizer'])
     step = saved['step']
@@ -389,7 +391,7 @@ print('-' * 64)
 def ask(digits):
     """Let the model answer one problem (2, L), token by token, and print the result."""
     L = digits.shape[1]
-    row = write(digits[None])[:, :2 * L + 2]  # up to the '='
+    row = write(digits[None])[:, :2 * L + 2]  # through the '='
     answer = decode(model.generate(row, L + 1)[0, 2 * L + 2:])
     if reverse:
         answer = answer[::-1]
@@ -425,7 +427,7 @@ else:
         # fewer digits this is a check, not a proof.
         start_time = time.time()
         L = min(3, n_digits)
-        place_values = 10 ** torch.arange(2 * L - 1, -1, -1, device=device)
+        place_values = 10 ** torch.arange(2 * L - 1, -1, -1, device=device)  # 100000 to 1
         pairs = torch.arange(10 ** (2 * L), device=device)[:, None]  # 123456 is 123+456
         problems = (pairs // place_values % 10).view(-1, 2, L)
         wrong = mistakes(problems)

@@ -1529,7 +1529,7 @@ class Repository(unittest.TestCase):
             'data': ('# input.txt can', ', xy.*, 1:'),
             'model': ('# The names are', '# ---|class LoRA'),
             'evaluate': ('def evaluate():\n"""Mean loss over', '\n\n'),
-            'start': ('step = 0\n', '# the weights'), 'restore': ("step = saved['step']", 'print'),
+            'start': ('step = 0\n', '# the weights'), 'restore': ("step = saved['step']", '\(f'),
             'rate': ('lr = ', 'x, y ='),
             'temporary': ("temporary = f'", '\n\n'), 'interrupt': ('stop = []', '\n\n'),
             'report': ('def report', '\n\n'), 'save': ('try:\nwith', '\nst'),
@@ -1542,7 +1542,7 @@ class Repository(unittest.TestCase):
                r'with autocast:.*\n', r'train_(?=model\(x)', r'if epochs:(.*\n)*?(?=xy = )',
                r'signal.signal\(signal.SIGINT, interrupt\)\n\n',
                r'(?<=get_batch\()train_data', r'(?<=evaluate\()model, val_data',
-               r'and not (resume|saved)', r'best = \{name.*\n', r' and rank == 0',
+               r'(print|report)(?=\(f.(loaded|renamed))', r'and not (resume|saved)', r'best = \{name.*\n', r' and rank == 0',
                r"if __name__ == '__main__':  # not.*\n", r'rank = (.*\n){4}')
         for name, (first, last) in blocks.items():
             versions = set()
