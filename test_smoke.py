@@ -1324,12 +1324,6 @@ class Gpt2(unittest.TestCase):
             ended = execute('gpt2.py', f'{few} {more} --batch_size=4', folder)
             self.assertIn(message, ended.message)
         self.assertEqual(ended.names['block_size'], 8)
-        worse = self.script('--max_iters=40 --vocab_size=257', folder_with(OVERFITS))
-        best = load(next(worse.folder.glob('*.pt')))['best']
-        self.assertFalse(torch.equal(best['wte.weight'],
-                                     load(next(worse.folder.glob('*.pt')))['model']['wte.weight']))
-        for name, p in worse.names['model'].state_dict().items():
-            self.assertTrue(torch.equal(p, best[name]), name)
         self.assertEqual(ended.names['model'].config.block_size, 16)
         # rows that only pad GPT-2's table are cut off; another number is refused
         gpt2 = mock.Mock(n_vocab=50257, eot_token=50256, encode_ordinary=lambda _: [1],
@@ -1445,30 +1439,38 @@ class Checkpoint(unittest.TestCase):
             self.assertEqual(list(after.folder.glob('*.tmp')), [])
 
     def test_best_weights(self):
-        """Where the loss rises again the best weights are kept, and used to sample."""
-        trained = execute('gpt.py', f'{GPT} --max_iters=40', folder_with(OVERFITS))
-        saved = load(next(trained.folder.glob('*.pt')))
-        printed = losses(trained.out)
-        best = min(loss for _, _, loss in printed)
-        self.assertLess(best, printed[-1][2])
-        self.assertEqual(saved['step'], 40)
-        self.assertIn(f'best val loss {best:.4f}, perplexity {math.exp(best):.2f}', trained.out)
-        names = execute('gpt.py', f'{GPT} --resume --max_iters=0', trained.folder).names
-        self.assertAlmostEqual(names['evaluate'](), best, places=4)
-        names['model'].load_state_dict(saved['model'])
-        self.assertAlmostEqual(names['evaluate'](), printed[-1][2], places=4)
+        """Where the loss rises again the best weights are kept, and used to sample; --resume
+        takes the optimizer's settings from the command line."""
+        for script in 'gpt.py', 'modern_gpt.py', 'gpt2.py':
+            settings = SCRIPTS[script].replace('300', '257') + ' --dropout=0 --top_k=0'
+            trained = execute(script, settings + ' --max_iters=40', folder_with(OVERFITS))
+            saved = load(next(trained.folder.glob('*.pt')))
+            printed = losses(trained.out)
+            best = min(loss for _, _, loss in printed)
+            self.assertLess(best, printed[-1][2])
+            perplexity = re.search(f'best val loss {best:.4f}, perplexity (.+)', trained.out)[1]
+            self.assertAlmostEqual(math.log(float(perplexity)), best, 3)
+            model = trained.names['model']
+            for name, p in model.state_dict().items():
+                self.assertTrue(torch.equal(p, saved['best'][name]), name)
+            model.load_state_dict(saved['model'])
+            self.assertAlmostEqual(trained.names['evaluate'](), printed[-1][2], places=4)
+            again = settings + ' --resume --max_iters=42 --weight_decay=0.3 --beta2=0.9'
+            names = execute(script, again, trained.folder).names
+            for optimizer in names.get('optimizers') or [names['optimizer']]:
+                for group in optimizer.param_groups:
+                    decay = 0.3 if group['params'][0].dim() == 2 else 0.0
+                    self.assertEqual(group['weight_decay'], decay)
+                    self.assertEqual(group.get('betas', (0.9, 0.9)), (0.9, 0.9))
 
     def test_settings(self):
-        """What is typed with --resume holds, or is refused; sizes are the checkpoint's."""
+        """Sizes are the checkpoint's; what doesn't fit it is refused, and it stays whole."""
         folder = execute('gpt.py', GPT).folder
         sizeless = '--device=cpu --dtype=float32 --batch_size=8 --eval_interval=4 '
-        more = sizeless + '--resume --max_iters=14 --weight_decay=0.3 --beta2=0.9 --dropout=0.1'
-        resumed = execute('gpt.py', more, folder)
+        resumed = execute('gpt.py', sizeless + '--resume --max_iters=14', folder)
         names = resumed.names
         self.assertEqual(resumed.message, 'fine')
         self.assertEqual([names['n_layer'], names['n_embd'], names['block_size']], [2, 32, 16])
-        self.assertEqual(names['optimizer'].param_groups[0]['weight_decay'], 0.3)
-        self.assertEqual(names['optimizer'].param_groups[0]['betas'], (0.9, 0.9))
         good = (folder / 'gpt.pt').read_bytes()
         modern = execute('modern_gpt.py', GPT).folder / 'modern_gpt.pt'
         rows = (  # settings, contents of gpt.pt, text, part of the message
