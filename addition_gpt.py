@@ -157,7 +157,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         head_size = C // n_head
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
-        q, k, v = self.c_attn(x).split(n_embd, dim=2)
+        q, k, v = self.c_attn(x).split(C, dim=2)
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
@@ -327,7 +327,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
+    """Print a line; if that fails (python gpt.py | head), save and stop."""
     try:
         print(line)
     except OSError:

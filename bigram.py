@@ -105,7 +105,7 @@ class Bigram(nn.Module):
             yield token
 
 # ------------------------------------------------------------------ training
-assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
 assert temperature > 0, 'temperature must be above 0'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
@@ -116,7 +116,7 @@ optimizer = torch.optim.AdamW(model.parameters(), eps=1e-4, weight_decay=0.0, fu
 
 @torch.no_grad()
 def evaluate():
-    """Mean loss over the whole validation text, in nats per character."""
+    """Mean loss over all whole sequences of the validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)

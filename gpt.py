@@ -135,7 +135,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         head_size = C // n_head
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
-        q, k, v = self.c_attn(x).split(n_embd, dim=2)
+        q, k, v = self.c_attn(x).split(C, dim=2)
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
@@ -190,7 +190,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # at any width, a first loss near that of guessing
+                    std = 0.07  # a lookup sums no inputs: the same at any width
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
@@ -216,7 +216,7 @@ class GPT(nn.Module):
             yield token
 
 # ------------------------------------------------------------------ ladder
-# The ladder leads from bigram.py (rung 1) to this model (rung 12), one idea at a time.
+# The ladder leads from bigram.py (rung 1) to this model (rung 12), nearly one idea a rung.
 # Only --rung=2 to --rung=11 use it: skip it on a first reading.
 class AttentionOnly(nn.Module):
     """Rungs 2 and 3."""
@@ -284,7 +284,7 @@ sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_emb
 if resume:
     assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
@@ -305,7 +305,7 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 @torch.no_grad()
 @autocast
 def evaluate():
-    """Mean loss over the whole validation text, in nats per character."""
+    """Mean loss over all whole sequences of the validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
@@ -351,7 +351,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
+    """Print a line; if that fails (python gpt.py | head), save and stop."""
     try:
         print(line)
     except OSError:

@@ -699,7 +699,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGINT, interrupt)
 
     def report(line):
-        """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
+        """Print a line; if that fails (python gpt.py | head), save and stop."""
         try:
             print(line)
         except OSError:

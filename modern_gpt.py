@@ -25,7 +25,7 @@ New since gpt.py:
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
 - torch.compile: fused operations (use_compile)
-- key/value cache: sampling does not reread its context (kv_cache)
+- key/value cache: sampling reuses earlier keys and values (kv_cache)
 """
 import math, os, signal, sys, time, urllib.request
 import torch
@@ -140,8 +140,8 @@ def get_batch():
         # step counts from 1 in the training loop, below
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
-        order = torch.randperm(n, generator=rng)[batch * batch_size:][:batch_size, None]
-        first = order * block_size + torch.randint(block_size, (1,), generator=rng)
+        order = torch.randperm(n, generator=rng).split(batch_size)[batch]
+        first = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -164,8 +164,8 @@ class CausalSelfAttention(nn.Module):
         if head_gate:  # Qiu et al. 2025
             self.gate = nn.Linear(n_embd, n_head, bias=False)
         # radians per position, for each pair of channels
-        speed = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size)[:, None] * speed  # (block_size, head_size / 2)
+        freqs = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
+        angle = torch.arange(block_size)[:, None] * freqs  # (block_size, head_size / 2)
         self.register_buffer('cos', angle.cos(), persistent=False)
         self.register_buffer('sin', angle.sin(), persistent=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
@@ -281,7 +281,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # at any width, a first loss near that of guessing
+                    std = 0.07  # a lookup sums no inputs: the same at any width
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
                     std = 0.0  # gates at 1, no smear, all characters equally likely
                 nn.init.normal_(p, std=std)
@@ -343,7 +343,7 @@ assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n
 if rotary:
     assert n_embd // n_head % 2 == 0, 'rotary: n_embd / n_head must be even'
 assert activation in activations, f'activation: one of {", ".join(activations)}'
-assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
@@ -418,7 +418,7 @@ scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 @torch.no_grad()
 @autocast
 def evaluate():
-    """Mean loss over the whole validation text, in nats per character."""
+    """Mean loss over all whole sequences of the validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
@@ -465,7 +465,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
+    """Print a line; if that fails (python gpt.py | head), save and stop."""
     try:
         print(line)
     except OSError:
@@ -489,11 +489,11 @@ def save():
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
     torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
-    fall = math.cos(math.pi / 2 * (step - 1) / max_iters)  # from 1 to 0
-    rise = min(step / (warmup_iters + 1), 1)
     for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):
+        lr = peak * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
+        lr = lr * min(step / (warmup_iters + 1), 1)
         for group in optimizer.param_groups:
-            group['lr'] = peak * fall * rise
+            group['lr'] = lr
     x, y = get_batch()
     with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
         logits, loss = train_model(x, y)
@@ -502,7 +502,7 @@ for step in range(step + 1, max_iters + 1):
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    if norm.isfinite():  # float16 can overflow: then no optimizer takes this step
+    if norm.isfinite():  # float16 can overflow: skip the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()

@@ -230,7 +230,7 @@ class CausalSelfAttention(nn.Module):
         B, T, C = x.shape
         head_size = C // n_head
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
-        q, k, v = self.c_attn(x).split(n_embd, dim=2)
+        q, k, v = self.c_attn(x).split(C, dim=2)
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
@@ -285,7 +285,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # at any width, a first loss near that of guessing
+                    std = 0.07  # a lookup sums no inputs: the same at any width
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
@@ -355,7 +355,7 @@ sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_emb
 if resume:
     assert sizes == saved['sizes'], f'pretrained_gpt.pt was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 10} characters'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
 assert dropped < 0.5, f'{corpus}: most of its characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
@@ -364,7 +364,7 @@ assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in
 @torch.no_grad()
 @autocast
 def evaluate(model, val_data):
-    """Mean loss over the whole validation text, in nats per character."""
+    """Mean loss over all whole sequences of the validation text, in nats per character."""
     model.eval()
     n = (len(val_data) - 1) // block_size  # number of whole sequences
     x = val_data[:n * block_size].view(n, block_size)
@@ -383,7 +383,7 @@ def interrupt(*_):
     stop.append(True)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), stop as after Ctrl-C."""
+    """Print a line; if that fails (python gpt.py | head), save and stop."""
     try:
         print(line)
     except OSError:
