@@ -48,7 +48,7 @@ c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual str
 max_iters = 800  # training steps
 learning_rate = 2e-2  # peak learning rate
 warmup_iters = 100  # warm-up steps
-beta2 = 0.9  # Adam's second-moment decay
+beta2 = 0.9  # Adam averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 200  # evaluate every this many steps
 checkpoint = 'addition_gpt.pt'  # checkpoint file, written at every evaluation
@@ -349,7 +349,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
+    torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     lr = lr * min(step / (warmup_iters + 1), 1)
     for group in optimizer.param_groups:
@@ -363,7 +363,7 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:

@@ -54,7 +54,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
        'data/tinyshakespeare/input.txt')
 if not os.path.exists('input.txt'):
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
+    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -73,7 +73,7 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
+    """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
@@ -111,7 +111,7 @@ assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in
 
 torch.manual_seed(seed)
 model = Bigram().to(device)
-# AdamW divides a gradient by its usual size + eps, so a large eps slows rare pairs down
+# AdamW divides a gradient by its usual size + eps; the large eps keeps rare pairs' steps small
 optimizer = torch.optim.AdamW(model.parameters(), eps=1e-4, weight_decay=0.0, fused=True)
 
 @torch.no_grad()
@@ -138,7 +138,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 start_time = time.time()
 for step in range(1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
+    torch.manual_seed(seed * 10**6 + step)  # random numbers of its own for each step
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     for group in optimizer.param_groups:
         group['lr'] = lr
@@ -149,7 +149,7 @@ for step in range(1, max_iters + 1):
     optimizer.step()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         print(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters or stop:

@@ -12,8 +12,8 @@
     python gpt.py --rung=5                       an earlier model: see the ladder, below
 
 On 2 cores of an Intel Xeon it trains for 43 s and reaches a validation loss of 1.603 nats per
-character on Tiny Shakespeare, 1.628 on input.txt. With a CUDA GPU the same file trains a larger
-model for more steps.
+character on Tiny Shakespeare, 1.628 on our input.txt. With a CUDA GPU it trains a larger model
+for more steps.
 
 New since bigram.py: embeddings of characters and positions, attention, the MLP, residual
 connections, LayerNorm, dropout; mixed precision, warm-up, gradient clipping, weight decay;
@@ -45,8 +45,8 @@ c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual str
 max_iters = 5000 if device == 'cuda' else 1400  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak learning rate (tuned for the CPU)
 warmup_iters = 100  # warm-up steps
-weight_decay = 0.1  # on matrices only
-beta2 = 0.99  # AdamW's second-moment decay
+weight_decay = 0.1  # pulls matrices toward 0
+beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
@@ -91,7 +91,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
+    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -110,7 +110,7 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
+    """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
@@ -264,7 +264,7 @@ ladder = {  # what each rung changes, on top of all rungs before it
     8: dict(Block=PostNorm),
     9: dict(Block=PreNorm),
     10: dict(dropout=0.1),
-    11: dict(dropout=0.0, n_embd=88, block_size=64, max_iters=1500),
+    11: dict(dropout=0.0, n_embd=88, block_size=64, max_iters=1500),  # too small to overfit
 }  # 12: the constants at the top
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
 if rung < 12:
@@ -374,7 +374,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
+    torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
     lr = lr * min(step / (warmup_iters + 1), 1)
     for group in optimizer.param_groups:
@@ -391,7 +391,7 @@ for step in range(step + 1, max_iters + 1):
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:

@@ -66,8 +66,8 @@ c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual str
 max_iters = 2000 if device == 'cuda' else 1200  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 4e-3  # peak learning rate (tuned for the CPU)
 warmup_iters = 100  # warm-up steps
-weight_decay = 0.5  # on matrices only
-beta2 = 0.99  # AdamW's second-moment decay
+weight_decay = 0.5  # pulls matrices toward 0
+beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
 use_compile = False  # torch.compile; needs a C++ compiler
 eval_interval = 500  # evaluate every this many steps
@@ -229,7 +229,7 @@ class GPT(nn.Module):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
         context = self.config.block_size  # the global block_size can be smaller
         idx = idx[:, -context:]
-        cache = {'length': 0}  # positions read; each layer adds their keys and values
+        cache = {'length': 0}  # positions read; each layer stores keys and values
         for _ in range(max_new_tokens):
             if idx.shape[1] > context:  # full: reread the last half
                 idx = idx[:, -max(1, context // 2):]
@@ -650,7 +650,7 @@ if __name__ == '__main__':
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
           f'{vocab_size:,} distinct tokens')
-    # applies to the CPU, too, where FlashAttention only pays for long sequences
+    # on a CPU, too; there FlashAttention only pays for long sequences
     torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     # LayerNorm and biases are not decayed
@@ -740,7 +740,7 @@ if __name__ == '__main__':
 
         train_loss += (loss - train_loss) / min(step, 100)
         assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-        if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+        if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
             stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
             report(f'{step:6} {stars}')
         if step % eval_interval == 0 or step == max_iters:
@@ -781,7 +781,7 @@ if __name__ == '__main__':
 class Int8Linear(nn.Module):
     """A linear layer with weights rounded to 8 bits, with a scale for each output.
 
-    PyTorch's kernel requires the number of inputs to be a multiple of 16."""
+    PyTorch's kernel requires a multiple of 16 inputs."""
 
     def __init__(self, linear):
         super().__init__()

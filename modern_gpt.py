@@ -53,8 +53,8 @@ c_proj_gain = 0.0  # likewise for c_proj; at 0, blocks add nothing at first [0.3
 max_iters = 5000 if device == 'cuda' else 960  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
 warmup_iters = 30  # warm-up steps
-weight_decay = 0.1  # on matrices only
-beta2 = 0.99  # AdamW's second-moment decay
+weight_decay = 0.1  # pulls matrices toward 0
+beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
@@ -113,7 +113,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
+    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -132,10 +132,10 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch():
-    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
+    """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     if epochs:
-        # each cuts the text at a new offset and shuffles the pieces
+        # each epoch cuts the text at a new offset and shuffles the pieces
         n = len(train_data) // block_size - 1  # the offset costs a piece
         # step counts from 1 in the training loop, below
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
@@ -178,8 +178,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, cache=None):
         B, T, C = x.shape
         head_size = C // n_head
-        # query: what am I looking for? key: what do I contain? value: what do I pass on?
         kv_size = n_kv_head * head_size
+        # query: what am I looking for? key: what do I contain? value: what do I pass on?
         q, k, v = self.c_attn(x).split((C, kv_size, kv_size), dim=2)
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_kv_head, head_size).transpose(1, 2)
@@ -217,7 +217,7 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(y))
 
 def swiglu(x):
-    """One half of the channels, passed through SiLU, gates the other (Shazeer 2020)."""
+    """One half, passed through SiLU, gates the other (Shazeer 2020)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -311,7 +311,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # positions read; each layer adds its keys and values
+        # positions read; each layer stores its keys and values
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -395,12 +395,12 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-inner = {}  # for Muon: c_attn, c_fc and c_proj, by shape; the rest for AdamW
+by_shape = {}  # for Muon: c_attn, c_fc and c_proj, by shape; the rest for AdamW
 matrices = []
-vectors = []  # LayerNorm: not decayed
+vectors = []  # norms: not decayed
 for name, p in model.named_parameters():
     if muon and '.c_' in name:
-        inner.setdefault(p.shape, []).append(p)
+        by_shape.setdefault(p.shape, []).append(p)
     elif p.dim() == 2:
         matrices.append(p)
     else:
@@ -409,7 +409,7 @@ optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_dec
                                  {'params': vectors, 'weight_decay': 0.0}],
                                 betas=(0.9, beta2), fused=True)]
 if muon:
-    groups = [{'params': params} for params in inner.values()]
+    groups = [{'params': params} for params in by_shape.values()]
     optimizers.append(Muon(groups, weight_decay))
 train_model = torch.compile(model) if use_compile else model
 # scales the loss: small gradients would vanish in float16
@@ -488,7 +488,7 @@ def save():
 
 start_time = time.time()
 for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
+    torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
     for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):
         lr = peak * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
         lr = lr * min(step / (warmup_iters + 1), 1)
@@ -502,14 +502,14 @@ for step in range(step + 1, max_iters + 1):
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    if norm.isfinite():  # float16 can overflow: skip the step
+    if norm.isfinite():  # else float16 overflowed: skip it
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()
 
     train_loss += (loss.item() - train_loss) / min(step, 100)
     assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
         stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
         report(f'{step:6} {stars}')
     if step % eval_interval == 0 or step == max_iters:

@@ -46,8 +46,8 @@ c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual str
 max_iters = 5000 if device == 'cuda' else 800  # training steps on input.txt
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak, from scratch (tuned for the CPU)
 warmup_iters = 100  # warm-up steps
-weight_decay = 0.1  # on matrices only
-beta2 = 0.99  # AdamW's second-moment decay
+weight_decay = 0.1  # pulls matrices toward 0
+beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
 eval_interval = 500  # evaluate every this many steps
 resume = False  # keep finished stages and continue the one that was interrupted
@@ -98,7 +98,7 @@ url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
 if not os.path.exists('input.txt'):
     assert not resume, 'put the input.txt of the earlier run into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is incomplete
+    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
     part = f'input.txt.{os.getpid()}.tmp'
     with open(part, 'wb') as file:
         file.write(download)
@@ -117,7 +117,7 @@ train_data = data[:n]
 val_data = data[n:]  # the last tenth is never trained on
 
 def get_batch(train_data):
-    """B random sequences x of T characters; y is x shifted by one character. Both (B, T)."""
+    """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
     first = torch.randint(len(train_data) - block_size, (batch_size, 1))
     xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
@@ -470,7 +470,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
     start_time = time.time()
     for step in range(step + 1, max_iters + 1):
-        torch.manual_seed(seed * 10**6 + step)  # random numbers depend only on the step
+        torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
         lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
         lr = lr * min(step / (warmup_iters + 1), 1)
         for group in optimizer.param_groups:
@@ -487,7 +487,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
         train_loss += (loss.item() - train_loss) / min(step, 100)
         assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-        if step % max(1, max_iters // 20) == 0:  # 60 stars: no better than guessing
+        if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
             stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
             report(f'{step:6} {stars}')
         if step % eval_interval == 0 or step == max_iters:
