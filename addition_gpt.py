@@ -132,10 +132,10 @@ def get_batch():
     """Rows of random problems x and the next tokens y, -1 before the answer. Both (B, T)."""
     problems = torch.randint(10, (batch_size, 2, n_digits)).to(device)
     problems[held_out(problems)] = 0  # replace held-out problems by 0+0
-    row = write(problems)
-    y = row[:, 1:].clone()
+    rows = write(problems)
+    y = rows[:, 1:].clone()
     y[:, :2 * n_digits + 1] = -1
-    return row[:, :-1], y
+    return rows[:, :-1], y
 
 # ------------------------------------------------------------------ model
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
@@ -217,7 +217,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2 and 'bias' not in name:  # attn.bias is set already
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)  # embeddings, too
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
@@ -279,11 +279,11 @@ def check(problems):
 
     One pass is enough: greedy decoding gets an answer right exactly when each token is the
     most likely one after the correct tokens before it."""
-    row = write(problems)
+    rows = write(problems)
     start = 2 * problems.shape[2] + 1  # the position of '='
-    logits, _ = model(row[:, :-1])
+    logits, _ = model(rows[:, :-1])
     logits = logits[:, start:]  # what follows '=' and each token of the answer
-    answer = row[:, start + 1:]
+    answer = rows[:, start + 1:]
     correct = (logits.argmax(dim=-1) == answer).all(dim=1)
     losses = F.cross_entropy(logits.flatten(0, 1), answer.flatten(), reduction='none')
     return correct, losses
@@ -312,7 +312,7 @@ if resume:
 
 temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
 if step < max_iters:
-    open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
+    open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
     os.remove(temporary)
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
@@ -427,9 +427,8 @@ else:
         # fewer digits this is a check, not a proof.
         start_time = time.time()
         L = min(3, n_digits)
-        place_values = 10 ** torch.arange(2 * L - 1, -1, -1, device=device)  # 100000 to 1
-        pairs = torch.arange(10 ** (2 * L), device=device)[:, None]  # 123456 is 123+456
-        problems = (pairs // place_values % 10).view(-1, 2, L)
+        digits = [torch.arange(10, device=device)] * (2 * L)
+        problems = torch.cartesian_prod(*digits).view(-1, 2, L)  # all of them
         wrong = mistakes(problems)
         print(f'all problems of {L} digits: {len(wrong):,} wrong of {len(problems):,}, '
               f'{time.time() - start_time:.1f} s')

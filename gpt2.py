@@ -684,7 +684,7 @@ if __name__ == '__main__':
 
     temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
     if step < max_iters and rank == 0:
-        open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
+        open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
         os.remove(temporary)
         if os.path.isfile(checkpoint) and not resume:
             os.replace(checkpoint, checkpoint + '.old')

@@ -57,7 +57,7 @@ top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
 corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
-megabytes = 100 if device == 'cuda' else 20  # size of the corpus
+megabytes = 100 if device == 'cuda' else 20  # of the corpus, at most
 pretrain_max_iters = 10000 if device == 'cuda' else 2500  # steps on the corpus
 pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3  # peak
 finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # peak; a lower one forgets less
@@ -138,7 +138,7 @@ def fetch(url, size):
 
 def decode_shard(raw):
     """The text of a file of GPT-2 tokens, or of its beginning."""
-    magic, version, count = np.frombuffer(raw, '<i4', 3)
+    magic, version, count = np.frombuffer(raw, '<i4', count=3)
     assert magic == 20240520, 'not a file of GPT-2 tokens'
     tokens = np.frombuffer(raw, '<u2', offset=1024)
     assert len(tokens) == min(count, megabytes * 250_000), 'incomplete file'
@@ -188,8 +188,8 @@ def plain(text):
                    '–': '-', '—': '-', '\t': ' '}
     table = {}
     for c in set(text) - set(chars):
-        substitute = substitutes.get(c, c)
-        parts = unicodedata.normalize('NFKD', substitute)  # é: e and an accent
+        # é: e and an accent
+        parts = unicodedata.normalize('NFKD', substitutes.get(c, c))
         table[ord(c)] = ''.join(part for part in parts if part in stoi)
     return text.translate(table)
 
@@ -203,8 +203,8 @@ except (OSError, http.client.HTTPException) as error:
     corpus = 'docstrings'
     corpus_text = read_corpus(corpus)
 corpus_data = torch.tensor(encode(plain(corpus_text)), device=device)
-dropped = 1 - len(corpus_data) / max(1, len(corpus_text))
-print(f'corpus: {len(corpus_data):,} characters; {dropped:.2%} were dropped')
+print(f'corpus: {len(corpus_text):,} characters; '
+      f'{len(corpus_data):,} after conversion')
 n = len(corpus_data)
 n = n - min(n // 10, 100_000)  # the rest is for validation
 corpus_train = corpus_data[:n]
@@ -356,7 +356,8 @@ if resume:
     assert sizes == saved['sizes'], f'pretrained_gpt.pt was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-assert dropped < 0.5, f'{corpus}: most of its characters are not in input.txt'
+converted = len(corpus_data) / max(1, len(corpus_text))
+assert converted > 0.5, f'{corpus}: most of its characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
@@ -424,7 +425,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if saved.get('origin') != origin:
             # a mistyped setting must not cost the pretraining
-            assert stage != 'pretrained', f'to resume {checkpoint}, repeat all its settings'
+            assert stage != 'pretrained', f'to resume {checkpoint} repeat its settings and corpus'
             report(f'{checkpoint} has other settings: starting over')
             saved = {}
     step = 0
@@ -446,7 +447,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
 
     temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
     if step < max_iters:
-        open(temporary, 'wb').close()  # if the folder is missing, fail now, not in an hour
+        open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
         os.remove(temporary)
         if os.path.isfile(checkpoint) and not saved:
             os.replace(checkpoint, checkpoint + '.old')
@@ -457,7 +458,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
         state = dict(sizes=sizes, optimizer=optimizer.state_dict(),
                      scaler=scaler.state_dict(), model=model.state_dict(), best=best,
                      chars=chars, step=step, train_loss=train_loss, best_loss=best_loss,
-                     origin=origin, rung=12)  # rung: for gpt.py's --resume
+                     origin=origin, rung=12)  # rung: for gpt.py (not LoRA)
         try:
             with open(temporary, 'wb') as file:
                 torch.save(state, file)
