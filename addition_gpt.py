@@ -150,7 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k and v of all heads
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         if position == 'coupled':
-            # (n_head, 2), added to scores: at first head 0 favors the own column, head 1 the next
+            # (n_head, 2), added to scores: head 0 starts on its own column, head 1 on the next
             self.bias = nn.Parameter(3 * torch.eye(n_head, 2))
 
     def forward(self, x, column):
@@ -327,7 +327,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), save and stop."""
+    """Print a line; if that fails (its reader has quit), save and stop."""
     try:
         print(line)
     except OSError:

@@ -190,7 +190,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # a lookup sums no inputs: the same at any width
+                    std = 0.07  # about 0.8 / sqrt(128), whatever the gain and width
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
@@ -351,7 +351,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), save and stop."""
+    """Print a line; if that fails (its reader has quit), save and stop."""
     try:
         print(line)
     except OSError:

@@ -241,8 +241,8 @@ class GPT(nn.Module):
                 n = min(top_k, n)
             logits, tokens = logits.topk(n)  # likeliest first
             if top_p < 1:  # keep the fewest that reach top_p together (Holtzman et al. 2020)
-                chances = F.softmax(logits, dim=-1)
-                logits[chances.cumsum(dim=-1) - chances >= top_p] = -math.inf
+                probs = F.softmax(logits, dim=-1)
+                logits[probs.cumsum(dim=-1) - probs >= top_p] = -math.inf
             choice = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
             token = tokens.gather(1, choice)
             idx = torch.cat((idx, token), dim=1)
@@ -297,7 +297,7 @@ def from_pretrained(name, dropout=0.0):
     """Load OpenAI's 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl' (downloaded once),
     or a folder that save_pretrained or transformers has written.
 
-    Raises RuntimeError if a tensor is missing, unexpected, or has the wrong shape."""
+    Raises an error if a tensor is missing, unexpected, or has the wrong shape."""
     folder = name
     names = ['gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl']
     if name in names and not os.path.isdir(name):
@@ -650,7 +650,7 @@ if __name__ == '__main__':
     n_params = sum(p.numel() for p in model.parameters())
     print(f'{world_size} x {device}, {dtype}; {n_params:,} parameters; '
           f'{vocab_size:,} distinct tokens')
-    # on a CPU, too; there FlashAttention only pays for long sequences
+    # the flag rules CPUs, too, where FlashAttention only pays for long sequences
     torch.backends.cuda.enable_flash_sdp(device_type != 'cpu' or block_size > 256)
     matrices = [p for p in model.parameters() if p.dim() == 2]
     # LayerNorm and biases are not decayed
@@ -699,7 +699,7 @@ if __name__ == '__main__':
     signal.signal(signal.SIGINT, interrupt)
 
     def report(line):
-        """Print a line; if that fails (python gpt.py | head), save and stop."""
+        """Print a line; if that fails (its reader has quit), save and stop."""
         try:
             print(line)
         except OSError:

@@ -12,7 +12,7 @@ On 2 cores of an Intel Xeon it trains for 51 s and reaches a validation loss of 
 per character on Tiny Shakespeare (gpt.py: 1.603), 1.516 on input.txt.
 
 New since gpt.py:
-- Muon: orthogonalized updates for the blocks' matrices (muon)
+- Muon: orthogonalized updates for most of the blocks' matrices (muon)
 - epochs: read all of the text before repeating any (epochs)
 - SwiGLU: one half of c_fc's output gates the other (activation)
 - rotary: queries and keys are rotated by their position (rotary)
@@ -21,7 +21,7 @@ New since gpt.py:
 - smear: each token gets a learned share of the three before it (smear)
 - untied head: embedding and head have their own weights (tied)
 - zero init: at the start, blocks add nothing (c_proj_gain)
-- QK-norm: queries and keys are scaled to the same length (qk_norm)
+- QK-norm: LayerNorm of queries and keys (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
 - FlashAttention: attention in one kernel (flash)
 - torch.compile: fused operations (use_compile)
@@ -36,7 +36,7 @@ if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintabl
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ hyperparameters
-# on a CUDA GPU the model is larger; [in brackets]: gpt.py's value
+# on a CUDA GPU the model is larger
 device = 'mps' if torch.backends.mps.is_available() else 'cpu'
 if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
     device = 'cuda'
@@ -63,7 +63,7 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-# the ideas; with gpt.py's constants and the values in brackets this is gpt.py
+# the ideas; with gpt.py's constants and [these values] this is gpt.py
 muon = True  # Muon for the blocks' matrices; if off, lower learning_rate [False]
 muon_learning_rate = 0.02  # Muon's peak rate
 epochs = True  # read (nearly) all of the text before repeating any [False]
@@ -281,7 +281,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # a lookup sums no inputs: the same at any width
+                    std = 0.07  # about 0.8 / sqrt(128), whatever the gain and width
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
                     std = 0.0  # gates at 1, no smear, all characters equally likely
                 nn.init.normal_(p, std=std)
@@ -465,7 +465,7 @@ def interrupt(*_):
 signal.signal(signal.SIGINT, interrupt)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), save and stop."""
+    """Print a line; if that fails (its reader has quit), save and stop."""
     try:
         print(line)
     except OSError:

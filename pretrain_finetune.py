@@ -149,7 +149,7 @@ def docstrings():
     """A corpus without a download: the docstrings of Python and PyTorch."""
     found = []
     for folder in sysconfig.get_path('stdlib'), torch.__path__[0]:
-        for path in sorted(glob.glob(f'{folder}/**/*.py', recursive=True)):
+        for path in sorted(glob.glob(f'{glob.escape(folder)}/**/*.py', recursive=True)):
             if re.search('site-packages|test', path.removeprefix(folder)):
                 continue  # skip other packages and tests
             with open(path, encoding='utf-8', errors='replace') as file:
@@ -196,7 +196,7 @@ def plain(text):
 print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct')
 try:
     corpus_text = read_corpus(corpus)
-except (OSError, http.client.HTTPException) as error:
+except (OSError, AssertionError, http.client.HTTPException) as error:
     if corpus != 'fineweb':
         raise
     print(f'could not get FineWeb ({error}); using --corpus=docstrings')
@@ -285,7 +285,7 @@ class GPT(nn.Module):
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
                 if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # a lookup sums no inputs: the same at any width
+                    std = 0.07  # about 0.8 / sqrt(128), whatever the gain and width
                 nn.init.normal_(p, std=std)
 
     def forward(self, idx, targets=None):
@@ -384,7 +384,7 @@ def interrupt(*_):
     stop.append(True)
 
 def report(line):
-    """Print a line; if that fails (python gpt.py | head), save and stop."""
+    """Print a line; if that fails (its reader has quit), save and stop."""
     try:
         print(line)
     except OSError:
@@ -415,7 +415,7 @@ def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_ran
     # scales the loss: small gradients would vanish in float16
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
-    # what the stage stems from: a checkpoint with another origin is not resumed
+    # a checkpoint with another origin is not resumed; repeat other settings, as in gpt.py
     origin = [sizes, seed, learning_rate, lora_rank]
     for tensor in [train_data, *start.values()]:
         origin.append(zlib.crc32(tensor.cpu().numpy()))  # a checksum

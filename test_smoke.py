@@ -884,7 +884,7 @@ class Pretraining(unittest.TestCase):
                                      ('/small.bin', 9000 - 11)):
                     corpus = corpus.replace('/', server.address + '/')
                     folder = folder_with(TEXT)
-                    for _ in range(1 + ranges):  # the second time the file is there
+                    for _ in range(1 + (size < 9000)):  # the second time the file is there
                         names = fetch(corpus, folder).names
                     kept = next(folder.glob('*_1MB.txt')).read_bytes()
                     self.assertEqual(kept.decode().rstrip('\ufffd'),
@@ -1364,7 +1364,6 @@ class Checkpoint(unittest.TestCase):
         interrupt = 'signal.raise_signal(signal.SIGINT)'
         rows = [  # script, more settings, text, stage, checkpoint
             ('gpt.py', '', TEXT, '', 'gpt.pt'),
-            ('gpt.py', ' --rung=5 --n_embd=32', TEXT, '', 'rung.pt'),
             ('gpt.py', ' --max_iters=40', OVERFITS, '', 'gpt.pt'),
             ('modern_gpt.py', '', TEXT, '', 'modern_gpt.pt'),
             ('addition_gpt.py', '', TEXT, '', 'addition_gpt.pt'),
