@@ -150,7 +150,7 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(n_embd, 3 * n_embd, bias=False)  # q, k and v of all heads
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         if position == 'coupled':
-            # (n_head, 2), added to scores: head 0 starts on its own column, head 1 on the next
+            # (n_head, 2): at first head 0 favors the same column, head 1 the next
             self.bias = nn.Parameter(3 * torch.eye(n_head, 2))
 
     def forward(self, x, column):

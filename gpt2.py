@@ -252,7 +252,7 @@ class GPT(nn.Module):
 # The safetensors format: length of the header (8 bytes), header (JSON: type, shape and
 # byte range of each tensor), numbers.
 
-# GPT-2 has these stored as (inputs, outputs)
+# GPT-2's files store these as (inputs, outputs)
 transposed = ('c_attn.weight', 'c_proj.weight', 'c_fc.weight')
 
 def fetch(url, path):

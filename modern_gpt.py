@@ -502,7 +502,7 @@ for step in range(step + 1, max_iters + 1):
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    if norm.isfinite():  # else float16 overflowed: skip it
+    if norm.isfinite():  # else float16 overflowed: skip the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()

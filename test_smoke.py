@@ -897,6 +897,8 @@ class Pretraining(unittest.TestCase):
                     failed = fetch(server.address + path)
                     self.assertIn(message, str(failed.message))
                     self.assertEqual(os.listdir(failed.folder), ['input.txt'])
+        with Server({'/good.bin': b'<html>' * 99}) as server:  # a Wi-Fi login page, for example
+            self.assertIn('could not get FineWeb (not a file of GPT-2', fetch('fineweb').out)
         offline = fetch('fineweb')  # nobody answers any more
         self.assertEqual(offline.message, 'fine')
         self.assertIn('could not get FineWeb (<urlopen error', offline.out)
@@ -905,7 +907,8 @@ class Pretraining(unittest.TestCase):
 
     def test_docstrings(self):
         """They are those of Python and PyTorch, without tests and other packages."""
-        root = folder_with(None)
+        root = folder_with(None) / '[a]'
+        root.mkdir()
         source = '"""A."""\nclass C:\n    r"""B.\n\n    b"""\n    def f(self):\n        """C."""\n'
         for path in 'os.py', 'a/a.py', 'site-packages/b.py', 'test/c.py', 'data.txt':
             (root / path).parent.mkdir(exist_ok=True)
