@@ -774,6 +774,7 @@ if __name__ == '__main__':
             json.dump(merges, file)  # null: GPT-2's vocabulary
         print(f'wrote {export}/model.safetensors, config.json and merges.json')
     if world_size > 1:
+        dist.barrier()  # a process that ends while its last all_reduce is freed can crash
         dist.destroy_process_group()
 
 # ------------------------------------------------------------------ sampling
