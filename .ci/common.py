@@ -1,5 +1,5 @@
 """What the tests in this folder share, besides the helpers of test_smoke.py."""
-import http.server, inspect, pathlib, re, sys, threading, time, urllib.request
+import contextlib, http.client, http.server, inspect, json, pathlib, re, sys, threading, time
 from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -11,8 +11,10 @@ import torch.nn as nn
 torch.set_num_threads(1)  # as in the processes started here, so that results can be compared
 OVERFITS = 'to be or not ' * 400 + 'KING' * 150  # the more it learns, the less it expects KING
 UNIQUE = ''.join(map(chr, range(1000, 2200)))  # no character twice
+STAGES = 'pretrained', 'finetuned', 'scratch', 'lora'  # of pretrain_finetune.py
 TEXTUAL = 'bigram.py', 'gpt.py', 'pretrain_finetune.py', 'modern_gpt.py'
 UNTRAINED = '--max_iters=0 --pretrain_max_iters=0'
+SHAKESPEARE = '/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'  # for serve, below
 
 def run(script, more='', folder=None, **options):
     """The script in this process, for a few steps in float32 (see execute)."""
@@ -32,10 +34,6 @@ def evaluate(names, model, tokens):
     """Mean loss of the model on the tokens."""
     return call(names, 'evaluate', model=model, val_data=tokens, tokens=tokens)
 
-def get_batch(names, **values):
-    """x and y of a training step."""
-    return call(names, 'get_batch', **values)
-
 def untrained(script, more='', folder=None):
     """The names in a script after a run without training, its model with random weights."""
     names = run(script, f'{more} {UNTRAINED}', folder).names
@@ -49,67 +47,41 @@ def load(run, name='*'):
     """The checkpoint that a run has left, or that of this name."""
     return torch.load(next(run.folder.glob(f'{name}.pt')), weights_only=True)
 
-def warmup(steps, max_iters=12):
-    """Settings for a warm-up of so many steps."""
-    return f'--warmup_iters={steps} --warmup_ratio={steps / max_iters}'
-
 # ------------------------------------------------------------------------------------------
-def plain(x):
-    """A checkpoint without tensors, which == can compare."""
-    if isinstance(x, dict):
-        return {key: plain(value) for key, value in x.items()}
-    if isinstance(x, list):
-        return [plain(value) for value in x]
-    return x.tolist() if isinstance(x, torch.Tensor) else x
+def end(run):
+    """What a run has left, its sample and checkpoints, in a form that == compares exactly."""
+    states = {path.name: load(run, path.stem) for path in sorted(run.folder.glob('*.pt'))}
+    return sample(run.out), json.dumps(states, default=torch.Tensor.tolist)
 
-def same_end(test, a, b, name='*'):
-    """Two runs have left the same checkpoint, to the last bit, and written the same."""
-    test.assertTrue(plain(load(a, name)) == plain(load(b, name)))
-    test.assertEqual(sample(a.out), sample(b.out))
+@contextlib.contextmanager
+def serve(bodies, broken=(), seconds=0):
+    """Files on loopback: what this process asks of the internet goes there. Gives the server's
+    address and the list of what it is asked for."""
+    asked = []
 
-def kill():
-    """An end without any further step, as that of a killed process."""
-    sys.exit('killed')
+    class Handler(http.server.BaseHTTPRequestHandler):
+        log_message = mock.Mock()
 
-class Server:
-    """Files on loopback, as a context: what this process asks of the internet goes there."""
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(seconds)
+            body = bodies.get(self.path, b'')
+            first, last = re.findall(r'\d+', self.headers['Range'] or f'0-{len(body)}')
+            body = body[int(first):int(last) + 1]
+            self.send_response(200 if self.path in bodies else 404)
+            self.send_header('Content-Length', len(body))
+            self.end_headers()
+            # the connection can break before all of it is sent
+            self.wfile.write(body[:len(body) * 2 // 3] if self.path in broken else body)
 
-    def __init__(self, bodies, broken=(), seconds=0):
-        self.asked = asked = []
+    def https_open(handler, request):
+        return handler.do_open(lambda _, timeout: http.client.HTTPConnection(
+            *server.server_address, timeout=timeout), request)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append(self.path)
-                time.sleep(seconds)
-                body = bodies.get(self.path, b'')
-                first, last = re.findall(r'\d+', self.headers['Range'] or f'0-{len(body)}')
-                body = body[int(first):int(last) + 1]
-                self.send_response(200 if self.path in bodies else 404)
-                self.send_header('Content-Length', len(body))
-                self.end_headers()
-                # the connection can break before all of it is sent
-                self.wfile.write(body[:len(body) * 2 // 3] if self.path in broken else body)
-
-            def log_message(self, *_):
-                pass
-
-        def redirected(request, *args, **options):
-            if isinstance(request, str):
-                request = urllib.request.Request(request)
-            request.full_url = re.sub('^https?://[^/]+', self.address, request.full_url)
-            return urlopen(request, *args, **options)
-
-        self.server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self.address = f'http://127.0.0.1:{self.server.server_port}'
-        urlopen = urllib.request.urlopen
-        self.patch = mock.patch('urllib.request.urlopen', redirected)
-
-    def __enter__(self):
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.patch.start()
-        return self
-
-    def __exit__(self, *_):
-        self.patch.stop()
-        self.server.shutdown()
-        self.server.server_close()
+    with (http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server,
+          mock.patch('urllib.request.HTTPSHandler.https_open', https_open)):
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        try:
+            yield f'http://127.0.0.1:{server.server_port}', asked
+        finally:
+            server.shutdown()

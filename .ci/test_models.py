@@ -32,10 +32,6 @@ def reference(names, model, idx):
         x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         return x * w[name + '.weight'] + w[name + '.bias'] if name else x
 
-    def heads(x, count):  # heads that share keys get copies of them
-        x = x.view(B, T, count, -1).transpose(1, 2)
-        return x.repeat_interleave(n_head // count, dim=1)
-
     def rotate(x):
         half = x.shape[-1] // 2
         angle = torch.arange(T)[:, None] * 10000 ** -(torch.arange(half) / half)
@@ -45,8 +41,9 @@ def reference(names, model, idx):
     def attention(x, i):
         head_size = x.shape[-1] // n_head
         sizes = n_head * head_size, n_kv_head * head_size, n_kv_head * head_size
-        q, k, v = linear(x, f'h.{i}.attn.c_attn').split(sizes, dim=-1)
-        q, k, v = heads(q, n_head), heads(k, n_kv_head), heads(v, n_kv_head)
+        q, k, v = (part.view(B, T, -1, head_size).transpose(1, 2)
+                   for part in linear(x, f'h.{i}.attn.c_attn').split(sizes, dim=-1))
+        k, v = (part.repeat_interleave(n_head // n_kv_head, dim=1) for part in (k, v))
         if names.get('qk_norm'):
             q, k = norm(q), norm(k)
         if names.get('rotary'):
@@ -54,11 +51,10 @@ def reference(names, model, idx):
         att = (q @ k.transpose(-2, -1) / math.sqrt(head_size)).exp().tril()
         if f'h.{i}.attn.bias' in w:  # addition_gpt.py: only the own column and the next
             L = idx[0].tolist().index(10)
-            column = [L - t if t < L else L + 1 if t == L else abs(2 * L + 1 - t)
-                      for t in range(T)]
+            column = torch.tensor([*range(L, 0, -1), L + 1, *range(L, -1, -1), *range(1, L + 2)])
+            distance = (column - column[:, None])[:T, :T].clamp(-1, 2)
             share = F.pad(w[f'h.{i}.attn.bias'].exp(), (0, 2))  # of columns 0, 1, 2, -1
-            distance = torch.tensor(column) - torch.tensor(column)[:, None]
-            att = att * share[:, distance.clamp(-1, 2)]
+            att = att * share[:, distance]
         y = att / att.sum(-1, keepdim=True) @ v
         if f'h.{i}.attn.gate.weight' in w:
             gate = 2 * linear(x, f'h.{i}.attn.gate').sigmoid()  # (B, T, n_head)
@@ -87,20 +83,17 @@ def reference(names, model, idx):
 MODERN = '--n_head=4 --qk_norm=True'
 MODELS = [  # script, settings
     *(('gpt.py', f'--rung={rung}') for rung in range(2, 13)),
-    ('pretrain_finetune.py', ''), ('gpt2.py', '--n_head=4'),
-    ('modern_gpt.py', MODERN),
+    ('pretrain_finetune.py', ''), ('gpt2.py', '--n_head=4'), ('modern_gpt.py', MODERN),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=1 --activation=relu2 --flash=True'),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=4 --activation=gelu --tied=True --smear=0 '
                       '--head_gate=False'),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=2 --activation=quick_gelu --rms_norm=True '
                       '--qk_norm=False'),
-    ('modern_gpt.py', f'{MODERN} --activation=relu --rotary=False'),
-]
+    ('modern_gpt.py', f'{MODERN} --activation=relu --rotary=False')]
 
 class Models(unittest.TestCase):
     def test_reference(self):
-        """The logits of every model are those of its formulas; later tokens change no earlier
-        ones; the loss is the cross-entropy."""
+        """The logits are those of the formulas; later tokens change no earlier ones; the loss."""
         for script, settings in MODELS:
             with self.subTest(f'{script} {settings}'):
                 names = untrained(script, settings)
@@ -108,17 +101,15 @@ class Models(unittest.TestCase):
                 vocab_size = model.wte.num_embeddings
                 tied = model.lm_head.weight is model.wte.weight
                 self.assertEqual(tied, names.get('tied', True))
-                for T in 16, 5, 1:
+                for T in 1, 5, 16:
                     idx = torch.randint(vocab_size, (2, T))
                     logits, loss = model(idx, idx)
                     expected = reference(names, model, idx)
                     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-                    chances = F.softmax(expected, dim=-1).gather(-1, idx[..., None])
-                    self.assertAlmostEqual(loss.item(), -chances.log().mean().item(), places=3)
-                idx = torch.randint(vocab_size, (2, 16))
+                    torch.testing.assert_close(loss, F.cross_entropy(expected.mT, idx))
                 other = idx.clone()
                 other[:, 9] = (other[:, 9] + 1) % vocab_size
-                change = (model(idx)[0] - model(other)[0]).abs().amax(dim=(0, 2))
+                change = (logits - model(other)[0]).abs().amax(dim=(0, 2))
                 self.assertLess(change[:9].max().item(), 1e-5)
                 self.assertGreater(change[9:].min().item(), 1e-4)
 
@@ -140,10 +131,9 @@ class Models(unittest.TestCase):
         for rung, count in rows[1:]:
             settings = f'--device=cpu --max_iters=0 --max_new_tokens=1 --rung={rung}'
             names = execute('gpt.py', settings, folder).names
-            parameters = sum(p.numel() for p in names['model'].parameters())
-            self.assertEqual(f'{parameters:,}', count)
-            self.assertEqual(names['n_head'], 1 if rung == '2' else 4)
-            self.assertEqual(names['model'].drop.p, 0.1 if rung == '10' else 0)
+            found = sum(p.numel() for p in names['model'].parameters())
+            self.assertEqual((f'{found:,}', names['n_head'], names['model'].drop.p),
+                             (count, 1 if rung == '2' else 4, 0.1 if rung == '10' else 0))
         self.assertEqual(len(untrained('gpt.py', '--rung=9 --n_layer=1')['model'].h), 1)
 
     def test_sampling(self):
@@ -151,30 +141,25 @@ class Models(unittest.TestCase):
         for script in [*TEXTUAL, 'gpt2.py']:
             model = untrained(script)['model']
             idx = torch.tensor([[0, 1]]).repeat(5000, 1)
-            rows, options = [(0.1, 0, 1.0), (1.0, 0, 1.0)], 1  # options that generate has
+            rows = [dict(temperature=0.1), {}]
             if script != 'bigram.py':
-                rows += [(0.5, 3, 1.0), (1e-4, 0, 1.0), (1.0, 1, 1.0), (1.0, 999, 1.0)]
-                options = 2
+                rows += [dict(temperature=0.5, top_k=3), dict(temperature=1e-4),
+                         dict(top_k=1), dict(top_k=999)]
             if script == 'gpt2.py':
-                rows += [(2.0, 0, 0.6), (1.0, 9, 0.5)]
-                options = 3
+                rows += [dict(temperature=2.0, top_p=0.6), dict(top_k=9, top_p=0.5)]
             for row in rows:
-                temperature, top_k, top_p = row
-                logits = model(idx[:1])[0][0, -1] / temperature
+                logits = model(idx[:1])[0][0, -1] / row.get('temperature', 1.0)
                 chances, order = F.softmax(logits, dim=0).sort(descending=True)
-                chances[top_k or len(chances):] = 0
-                chances[chances.cumsum(0) - chances >= top_p * chances.sum()] = 0
+                chances[row.get('top_k', len(chances)):] = 0
+                chances[chances.cumsum(0) - chances >= row.get('top_p', 1) * chances.sum()] = 0
                 chances /= chances.sum()
-                drawn = next(model.generate(idx, 1, *row[:options]))
-                self.assertEqual(drawn.shape, (5000, 1))
+                drawn = next(model.generate(idx, 1, **row))
                 share = torch.bincount(drawn[:, 0], minlength=len(chances))[order] / 5000
-                with self.subTest(f'{script} {row}'):
-                    self.assertLess((share - chances).abs().max().item(), 0.03)
-                    self.assertEqual(share[chances == 0].sum().item(), 0)
+                self.assertLess((share - chances).abs().max().item(), 0.03, (script, row))
+                self.assertEqual(share[chances == 0].sum().item(), 0, (script, row))
 
     def test_context(self):
-        """A token follows from the last block_size ones. With a cache only new positions are
-        computed; a full cache is filled anew from its last half."""
+        """A token follows from the last block_size; a full cache is reread from its last half."""
         rows = [('gpt.py', '', 3, 16), ('pretrain_finetune.py', '', 3, 16), ('gpt2.py', '', 5, 8),
                 ('gpt2.py', '', 25, 8), ('modern_gpt.py', '--kv_cache=False', 3, 16)]
         rows += [('modern_gpt.py', f'--n_head=4 {more}', 3, 8) for more in (
@@ -185,11 +170,9 @@ class Models(unittest.TestCase):
                 model = untrained(script, more)['model']
                 idx = torch.randint(model.wte.num_embeddings, (3, length))
                 new, seen = [], []  # how many positions are computed; the last logits
-                hooks = [model.h[0].register_forward_hook(lambda *a: new.append(a[2].shape[1])),
-                         model.lm_head.register_forward_hook(lambda *a: seen.append(a[2][:, -1]))]
+                model.h[0].register_forward_hook(lambda *a: new.append(a[2].shape[1]))
+                model.lm_head.register_forward_hook(lambda *a: seen.append(a[2][:, -1]))
                 out = torch.cat([idx, *model.generate(idx, 40)], dim=1)
-                for hook in hooks:
-                    hook.remove()
                 self.assertEqual(out.shape, (3, length + 40))
                 first = max(0, length - 16)  # of what is read
                 for i, t in enumerate(range(length, length + 40)):
@@ -208,6 +191,5 @@ class Models(unittest.TestCase):
             classic = run('gpt.py', more)
             modern = run('modern_gpt.py', switches + more)
             self.assertEqual(without_seconds(classic.out), without_seconds(modern.out))
-            weights = modern.names['model'].state_dict()
-            for name, p in classic.names['model'].state_dict().items():
-                self.assertTrue(torch.equal(p, weights[name]), name)
+            a, b = (run.names['model'].state_dict() for run in (classic, modern))
+            self.assertTrue(all(torch.equal(p, b[name]) for name, p in a.items()))
