@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.5", "numpy"]
+# dependencies = ["torch>=2.5", "numpy"]  # torch warns without numpy
 # ///
 """A GPT that learns addition from examples, and a proof that it can add any two numbers.
 
@@ -24,13 +24,8 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)
-
 # ------------------------------------------------------------------ hyperparameters
-device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
-    device = 'cuda'
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
 seed = 1337  # same seed + same settings = same model
 n_digits = 3  # train on numbers of up to this many digits (7 is 007)
 test_digits = 20  # test on numbers of up to this many digits
@@ -57,20 +52,24 @@ problem = ''  # a problem to answer, such as 123+456 ('': all checks)
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console: sys.argv is not ours
+    if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
+        return  # imported, or a notebook cell: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
         if not arg.startswith('--') or kind not in (bool, int, float, str):
-            sys.exit(f'{arg}: no such setting\n{__doc__}')
+            sys.exit(f'{arg}: the settings are the constants at the top\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
+        if kind is int:
+            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
         globals()[name] = kind(value)
 
 override()
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ data
 # 123+459=582 becomes the row 123+459=2850: the sum starts with its last digit and ends with
@@ -161,8 +160,7 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
-        q = q * head_size ** -0.5  # or the scores would grow with the head size
-        att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
+        att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, T)
         # added to the scores: 0 for the past and present, -inf for the future
         mask = torch.full((T, T), -math.inf, device=x.device).triu(diagonal=1)
         if position == 'coupled':
@@ -171,7 +169,8 @@ class CausalSelfAttention(nn.Module):
             # (n_head, 4): what to add at distance -1, 0, 1, 2
             bias = F.pad(self.bias, (1, 1), value=-math.inf)
             mask = mask + bias[:, distance + 1]  # (n_head, T, T)
-        att = F.softmax(att + mask, dim=-1)  # each row sums to 1
+        att = att + mask
+        att = F.softmax(att, dim=-1)  # each row sums to 1
         y = att @ v  # (B, n_head, T, head_size)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.c_proj(y)

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.5", "numpy"]
+# dependencies = ["torch>=2.5", "numpy"]  # torch warns without numpy
 # ///
 """A complete GPT in one file: it reads Shakespeare, one character at a time, then writes.
 
@@ -11,27 +11,24 @@
     python gpt.py --resume --max_iters=0 --prompt=HAMLET:     just sample
     python gpt.py --rung=5                       an earlier model: see the ladder, below
 
-On 2 cores of an Intel Xeon it trains for 43 s and reaches a validation loss of 1.603 nats per
-character on Tiny Shakespeare, 1.628 on our input.txt. With a CUDA GPU it trains a larger model
-for more steps.
+On 2 cores of an Intel Xeon it trains for NN s and reaches a validation loss of N.NNN nats per
+character on Tiny Shakespeare, N.NNN on our input.txt. With a CUDA GPU it trains a larger model
+for more steps; on a Mac, --device=mps uses the GPU.
 
 New since bigram.py: embeddings of characters and positions, attention, the MLP, residual
 connections, LayerNorm, dropout; mixed precision, warm-up, gradient clipping, weight decay;
 checkpoints, top-k sampling, the ladder.
 """
-import math, os, signal, sys, time, urllib.request
+import math, os, signal, sys, time, urllib.request, zlib
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)
-
 # ------------------------------------------------------------------ hyperparameters
-# on a CUDA GPU the model is larger
-device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
-    device = 'cuda'
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
+if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+    device = 'cpu'
+# some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
 batch_size = 64 if device == 'cuda' else 32  # sequences per step
 block_size = 256 if device == 'cuda' else 64  # context length, in characters
@@ -44,10 +41,10 @@ init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inpu
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 5000 if device == 'cuda' else 1400  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak learning rate (tuned for the CPU)
-warmup_iters = 100  # warm-up steps
+warmup_ratio = 0.02 if device == 'cuda' else 0.07  # fraction of the steps spent on warm-up
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
-grad_clip = 1.0  # clip the gradient norm at this value
+grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
@@ -55,34 +52,37 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all)
 max_new_tokens = 500  # characters to write
-rung = 12  # 2 to 11: an earlier, simpler model (see the ladder)
+rung = 12  # 2 to 11: an earlier, simpler model, with sizes of its own (see the ladder)
 
-# precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
-dtype = 'float32'
+# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
+fastest = 'float32'
 if device == 'cuda':
-    dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
 elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
     if torch.cpu.get_capabilities().get('avx512_bf16'):
-        dtype = 'bfloat16'
+        fastest = 'bfloat16'
+dtype = fastest  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console: sys.argv is not ours
+    if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
+        return  # imported, or a notebook cell: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
         if not arg.startswith('--') or kind not in (bool, int, float, str):
-            sys.exit(f'{arg}: no such setting\n{__doc__}')
+            sys.exit(f'{arg}: the settings are the constants at the top\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
+        if kind is int:
+            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
         globals()[name] = kind(value)
 
 override()
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
-autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
@@ -92,27 +92,26 @@ if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
     download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
-    part = f'input.txt.{os.getpid()}.tmp'
-    with open(part, 'wb') as file:
+    with open('input.txt', 'wb') as file:
         file.write(download)
-    os.replace(part, 'input.txt')
 with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
+checksum = zlib.crc32(text.encode())
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
 stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
-assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
+assert set(prompt) <= set(chars), f'prompt: not in input.txt: {set(prompt) - set(chars)}'
 data = torch.tensor(encode(text), device=device)
-n = int(0.9 * len(data))
+n = max(int(0.9 * len(data)), len(data) - 1_000_000)
 train_data = data[:n]
-val_data = data[n:]  # the last tenth is never trained on
+val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch():
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    first = torch.randint(len(train_data) - block_size, (batch_size, 1))
-    xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
@@ -139,9 +138,9 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
-        q = q * head_size ** -0.5  # or the scores would grow with the head size
-        att = q @ k.transpose(-2, -1)  # (B, n_head, T, T)
-        att = F.softmax(att + self.mask[:T, :T], dim=-1)  # each row sums to 1
+        att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, T)
+        att = att + self.mask[:T, :T]
+        att = F.softmax(att, dim=-1)  # each row sums to 1
         y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
@@ -188,10 +187,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                std = gain * p.shape[1] ** -0.5
-                if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # about 0.8 / sqrt(128), whatever the gain and width
-                nn.init.normal_(p, std=std)
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
 
     def forward(self, idx, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss."""
@@ -216,7 +212,8 @@ class GPT(nn.Module):
             yield token
 
 # ------------------------------------------------------------------ ladder
-# The ladder leads from bigram.py (rung 1) to this model (rung 12), nearly one idea a rung.
+# The ladder leads from bigram.py (rung 1) to this model (rung 12). Each rung adds one idea;
+# the last two add size.
 # Only --rung=2 to --rung=11 use it: skip it on a first reading.
 class AttentionOnly(nn.Module):
     """Rungs 2 and 3."""
@@ -267,6 +264,7 @@ ladder = {  # what each rung changes, on top of all rungs before it
     11: dict(dropout=0.0, n_embd=88, block_size=64, max_iters=1500),  # too small to overfit
 }  # 12: the constants at the top
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
+assert rung == 12 or not resume, 'resume only continues rung 12'
 if rung < 12:
     for r in range(2, rung + 1):
         globals().update(ladder[r])  # replaces Block, too
@@ -275,23 +273,21 @@ if rung < 12:
 # ------------------------------------------------------------------ training
 if resume:
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
-    assert saved['rung'] == rung, f'{checkpoint} was trained with --rung={saved["rung"]}'
+    assert saved['checksum'] == checksum, f'{checkpoint} was trained on another input.txt'
     globals().update(saved['sizes'])
-    override()  # typed sizes must match: see the next assert
+    override()  # sizes on the command line win, and are then compared
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
-if resume:
-    assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
+assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
+assert checkpoint and not os.path.isdir(checkpoint), f'checkpoint: {checkpoint!r} is not a file'
 assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 torch.manual_seed(seed)
 model = GPT().to(device)
 if rung < 9:
-    model.ln_f = nn.Identity()  # the final norm came with pre-norm
+    model.ln_f = nn.Identity()  # models before pre-norm have no final norm
 print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
       f'{len(data):,} characters, {vocab_size} distinct')
 matrices = [p for p in model.parameters() if p.dim() == 2]
@@ -299,23 +295,34 @@ vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not deca
 optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                {'params': vectors, 'weight_decay': 0.0}],
                               betas=(0.9, beta2), fused=True)
-# scales the loss: small gradients would vanish in float16
+# mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+# in float16 only: scales the loss, as small gradients would vanish
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
-@autocast
-def evaluate():
-    """Mean loss over all whole sequences of the validation text, in nats per character."""
+def evaluate(model, tokens):
+    """Mean loss over all whole sequences of a text, in nats per character."""
     model.eval()
-    n = (len(val_data) - 1) // block_size  # number of whole sequences
-    x = val_data[:n * block_size].view(n, block_size)
-    y = val_data[1:n * block_size + 1].view(n, block_size)
+    n = (len(tokens) - 1) // block_size  # number of whole sequences
+    x = tokens[:n * block_size].view(n, block_size)
+    y = tokens[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        _, loss = model(xb, yb)
+        with autocast:
+            _, loss = model(xb, yb)
         total += loss.item() * len(xb)
-    model.train()
     return total / n
+
+def sample(model, n):
+    """Write n characters after the prompt, each as soon as it is drawn."""
+    model.eval()
+    print('-' * 64 + '\n' + prompt, end='')
+    idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
+    for token in model.generate(idx, n, temperature, top_k):
+        print(decode(token[0]), end='', flush=True)
+    print()
 
 step = 0
 train_loss = 0.0  # running mean of about the last 100 steps
@@ -326,96 +333,73 @@ if resume:
     # use this run's betas and weight decay, not the saved ones
     saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
     optimizer.load_state_dict(saved['optimizer'])
-    if saved['scaler']:  # empty unless it was trained in float16
-        scaler.load_state_dict(saved['scaler'])
-    step = saved['step']
-    train_loss = saved['train_loss']
-    best_loss = saved['best_loss']
-    best = saved['best']
+    step, train_loss = saved['step'], saved['train_loss']
+    best, best_loss = saved['best'], saved['best_loss']
     print(f'loaded {checkpoint}, saved after step {step}, with {sizes}')
 
-temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
+def save():
+    """Write a new file, then rename it: a killed run leaves the old checkpoint or the new one."""
+    torch.save(dict(sizes=sizes, checksum=checksum, step=step, train_loss=train_loss,
+                    model=model.state_dict(), optimizer=optimizer.state_dict(),
+                    best=best, best_loss=best_loss), checkpoint + '.tmp')
+    os.replace(checkpoint + '.tmp', checkpoint)
+
 if step < max_iters:
-    open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
-    os.remove(temporary)
+    open(checkpoint + '.tmp', 'wb').close()  # if files cannot be written, fail now, not later
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
         print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-stop = []  # Ctrl-C appends to it
+stop = False
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
+    global stop
+    stop = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop.append(True)
 
 signal.signal(signal.SIGINT, interrupt)
-
-def report(line):
-    """Print a line; if that fails (its reader has quit), save and stop."""
-    try:
-        print(line)
-    except OSError:
-        stop.append(True)
-
-def save():
-    """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
-    state = dict(sizes=sizes, rung=rung, optimizer=optimizer.state_dict(),
-                 scaler=scaler.state_dict(), model=model.state_dict(), best=best,
-                 chars=chars, step=step, train_loss=train_loss, best_loss=best_loss)
-    try:
-        with open(temporary, 'wb') as file:
-            torch.save(state, file)
-        os.replace(temporary, checkpoint)
-    except (OSError, RuntimeError) as error:  # a full disk, for example
-        report(f'could not write {checkpoint}: {error}')
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
 start_time = time.time()
-for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
+while step < max_iters and not stop:
+    step += 1
+    torch.manual_seed(seed * 10**6 + step)  # so that a resumed run draws the same
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
-    lr = lr * min(step / (warmup_iters + 1), 1)
+    lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)
     for group in optimizer.param_groups:
         group['lr'] = lr
+    # forward
+    model.train()
     x, y = get_batch()
-    with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+    with autocast:
         logits, loss = model(x, y)
+    # backward, and a step against the gradient
     model.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
     scaler.step(optimizer)
     scaler.update()
 
+    assert loss < 100, f'the loss is {loss}; lower the learning rate'  # false for nan, too
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
-        stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
-        report(f'{step:6} {stars}')
+    if step % max(1, max_iters // 20) == 0 and not stop:
+        print(f'{step:6} {"*" * int(15 * train_loss)}')  # 15 stars for each nat
     if step % eval_interval == 0 or step == max_iters:
-        val_loss = evaluate()
-        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
+        val_loss = evaluate(model, val_data)
+        assert val_loss < 100, f'the validation loss is {val_loss}; lower the learning rate'
         if val_loss < best_loss:
             best_loss = val_loss
             best = {name: p.clone() for name, p in model.state_dict().items()}
         save()
-        report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-               f'{time.time() - start_time:.1f} s')
-    if stop:
-        save()
-        report(f'stopped after step {step}')
-        break
+        print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+              f'{time.time() - start_time:.1f} s')
+        sample(model, 100)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if stop:
+    save()
+    print(f'stopped after step {step}')
 
 # ------------------------------------------------------------------ sampling
 if best:
     model.load_state_dict(best)
     print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
-model.eval()
-print('-' * 64 + '\n' + prompt, end='')
-idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
-for token in model.generate(idx, max_new_tokens, temperature, top_k):
-    print(decode(token[0]), end='', flush=True)
-print()
+sample(model, max_new_tokens)

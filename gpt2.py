@@ -40,14 +40,11 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)
-
 # ------------------------------------------------------------------ hyperparameters
-# on a CUDA GPU the model is larger
-device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
-    device = 'cuda'
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
+if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+    device = 'cpu'
+# some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
 init_from = ''  # weights to start from: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large',
 #                 'gpt2-xl', or a folder with model.safetensors and config.json
@@ -83,31 +80,35 @@ top_p = 0.95  # nucleus sampling: keep the top tokens with this total probabilit
 max_new_tokens = 200  # tokens to write
 int8 = True  # sample with weights rounded to 8 bits (on a CPU with bfloat16)
 
-# precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
-dtype = 'float32'
+# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
+fastest = 'float32'
 if device == 'cuda':
-    dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
 elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
     if torch.cpu.get_capabilities().get('avx512_bf16'):
-        dtype = 'bfloat16'
+        fastest = 'bfloat16'
+dtype = fastest  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console: sys.argv is not ours
+    if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
+        return  # imported, or a notebook cell: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
         if not arg.startswith('--') or kind not in (bool, int, float, str):
-            sys.exit(f'{arg}: no such setting\n{__doc__}')
+            sys.exit(f'{arg}: the settings are the constants at the top\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
+        if kind is int:
+            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
         globals()[name] = kind(value)
 
-if __name__ == '__main__':  # not when it is imported
-    override()
+override()
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 rank = int(os.environ.get('RANK', 0))  # number of this process, set by torchrun
 world_size = int(os.environ.get('WORLD_SIZE', 1))  # number of processes
 if device == 'cuda' and world_size > 1:
@@ -445,7 +446,7 @@ def read_text():
         fetch(url, 'input.txt')
     with open(dataset, encoding='utf-8-sig') as file:
         text = file.read()
-    n = int(0.9 * len(text))
+    n = max(int(0.9 * len(text)), len(text) - 1_000_000)
     return text[:n], text[n:]
 
 def read_shard(path):

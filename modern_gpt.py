@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["torch>=2.5", "numpy"]
+# dependencies = ["torch>=2.5", "numpy"]  # torch warns without numpy
 # ///
 """gpt.py plus the ideas that came after GPT-2, each behind a switch.
 
@@ -32,14 +32,11 @@ import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
-if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
-    sys.stdout.reconfigure(errors='replace', line_buffering=True)
-
 # ------------------------------------------------------------------ hyperparameters
-# on a CUDA GPU the model is larger
-device = 'mps' if torch.backends.mps.is_available() else 'cpu'
-if torch.cuda.is_available() and '--device=cpu' not in sys.argv:
-    device = 'cuda'
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
+if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+    device = 'cpu'
+# some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
 batch_size = 64 if device == 'cuda' else 16  # sequences per step
 block_size = 256 if device == 'cuda' else 128  # context length, in characters
@@ -79,30 +76,35 @@ flash = device == 'cuda'  # attention in one kernel [False]
 use_compile = False  # torch.compile; needs a C++ compiler [False]
 kv_cache = True  # keep keys and values while sampling [False]
 
-# precision of matrix products: bfloat16 where the hardware has it, float16 on older GPUs (T4)
-dtype = 'float32'
+# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
+fastest = 'float32'
 if device == 'cuda':
-    dtype = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
 elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
     if torch.cpu.get_capabilities().get('avx512_bf16'):
-        dtype = 'bfloat16'
+        fastest = 'bfloat16'
+dtype = fastest  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
-    if 'get_ipython' in globals() or not os.path.exists(override.__code__.co_filename):
-        return  # pasted into a notebook or a console: sys.argv is not ours
+    if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
+        return  # imported, or a notebook cell: sys.argv is not ours
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
         if not arg.startswith('--') or kind not in (bool, int, float, str):
-            sys.exit(f'{arg}: no such setting\n{__doc__}')
+            sys.exit(f'{arg}: the settings are the constants at the top\n{__doc__}')
         assert equals or kind is bool, f'{arg}: write --{name}=value'
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
+        if kind is int:
+            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
         globals()[name] = kind(value)
 
 override()
+if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
+    sys.stdout.reconfigure(errors='replace', line_buffering=True)
 device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
@@ -114,10 +116,8 @@ if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
     download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
-    part = f'input.txt.{os.getpid()}.tmp'
-    with open(part, 'wb') as file:
+    with open('input.txt', 'wb') as file:
         file.write(download)
-    os.replace(part, 'input.txt')
 with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
 chars = sorted(set(text))  # the vocabulary: every character that occurs
@@ -125,15 +125,15 @@ vocab_size = len(chars)
 stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
 encode = lambda s: [stoi[c] for c in s]  # string -> list of token ids
 decode = lambda ids: ''.join(chars[i] for i in ids)  # list of token ids -> string
-assert set(prompt) <= set(chars), 'prompt: use only characters that occur in input.txt'
+assert set(prompt) <= set(chars), f'prompt: not in input.txt: {set(prompt) - set(chars)}'
 data = torch.tensor(encode(text), device=device)
-n = int(0.9 * len(data))
+n = max(int(0.9 * len(data)), len(data) - 1_000_000)
 train_data = data[:n]
-val_data = data[n:]  # the last tenth is never trained on
+val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch():
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    first = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
     if epochs:
         # each epoch cuts the text at a new offset and shuffles the pieces
         n = len(train_data) // block_size - 1  # the offset costs a piece
@@ -141,8 +141,8 @@ def get_batch():
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
         order = torch.randperm(n, generator=rng).split(batch_size)[batch]
-        first = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
-    xy = train_data[(first + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
+        start = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
+    xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
@@ -205,10 +205,9 @@ class CausalSelfAttention(nn.Module):
             p = dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         else:
-            q = q * head_size ** -0.5  # or the scores would grow with the head size
-            att = q @ k.transpose(-2, -1)  # (B, n_head, T, past + T)
-            mask = self.mask[past:past + T, :past + T]
-            att = F.softmax(att + mask, dim=-1)  # each row sums to 1
+            att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, past + T)
+            att = att + self.mask[past:past + T, :past + T]
+            att = F.softmax(att, dim=-1)  # each row sums to 1
             y = self.attn_dropout(att) @ v  # (B, n_head, T, head_size)
         if head_gate:
             gate = 2 * torch.sigmoid(self.gate(x))  # (B, T, n_head), at first 1
@@ -280,8 +279,6 @@ class GPT(nn.Module):
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 std = gain * p.shape[1] ** -0.5
-                if name in ('wte.weight', 'wpe.weight'):
-                    std = 0.07  # about 0.8 / sqrt(128), whatever the gain and width
                 if 'gate' in name or name in ('smear', 'lm_head.weight'):
                     std = 0.0  # gates at 1, no smear, all characters equally likely
                 nn.init.normal_(p, std=std)

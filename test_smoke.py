@@ -26,7 +26,7 @@ VOCABULARY = {'addition_gpt.py': 12, 'gpt2.py': 300}  # the others: the characte
 # settings for a few steps; each script takes those that it has
 SMALL = ('--device=cpu --batch_size=8 --block_size=16 --n_layer=2 --n_head=2 --n_embd=32 '
          '--dropout=0.1 --max_iters=12 --eval_interval=4 --learning_rate=0.01 '
-         '--warmup_iters=1 --warmup_ratio=0.08 --max_new_tokens=40 --vocab_size=300 '
+         f'--warmup_iters=1 --warmup_ratio={1 / 12} --max_new_tokens=40 --vocab_size=300 '
          '--total_batch_size=128 --n_digits=2 --test_digits=4 --corpus=corpus.txt '
          '--pretrain_max_iters=12 --pretrain_learning_rate=0.01 --finetune_learning_rate=0.01 '
          f'--cache_dir={ROOT.name}/cache')
@@ -40,7 +40,7 @@ def read(name):
 
 def constants(script):
     """The names of its hyperparameters."""
-    return re.findall(r'^(\w+) = ', read(script).split('\ndef ')[0], re.M)
+    return re.findall(r'^(\w+) = ', read(script).split('\ndef override')[0], re.M)
 
 def fit(script, settings):
     """Those of the settings that the script has."""
@@ -115,7 +115,7 @@ class Screen(io.StringIO):
 
 def losses(out):
     """[(step, train loss, val loss)] as printed."""
-    line = r'^step +(\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4}), \d+\.\d s$'
+    line = r'^step +(\d+): train loss (\d+\.\d{4}), val loss (\d+\.\d{4})'
     return [(int(step), float(train), float(val))
             for step, train, val in re.findall(line, out, re.M)]
 
@@ -185,7 +185,7 @@ class Smoke(unittest.TestCase):
                 whole = [one for one in often if one[0] % 4 == 0]
                 stopped = execute(script, settings, screen=Screen('^ +6 ', interrupt))
                 resumed = execute(script, settings + ' --resume', stopped.folder)
-                self.assertIn('stopped after step 6', stopped.out)
+                self.assertLess(len(losses(stopped.out)), len(whole))
                 self.assertEqual(losses(stopped.out) + losses(resumed.out), whole)
 
     def test_commands(self):

@@ -4,7 +4,7 @@ from unittest import mock
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from test_smoke import (SCRIPTS, SMALL, TEXT, Screen, execute, fit, folder_with, interrupt,
-                        losses, read, sample, without_seconds)
+                        losses, read, sample)
 import torch
 import torch.nn as nn
 

@@ -81,7 +81,7 @@ class Pretraining(unittest.TestCase):
 
     def test_stages(self):
         """From the pretrained weights, and from scratch as gpt.py does; the table is exact."""
-        more = '--max_iters=20 --dropout=0'
+        more = '--max_iters=20 --dropout=0 --warmup_ratio=0.05'  # a step, as pretrain_finetune.py
         first = run(SCRIPT, more, folder_with(OVERFITS))
         names, lines, found = first.names, losses(first.out), table(first.out)
         model, best = names['model'], load(first, 'finetuned_gpt')['best']
