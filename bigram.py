@@ -7,8 +7,8 @@
     python bigram.py                    train on input.txt, then write a sample
     python bigram.py --max_iters=500    the same with another setting
 
-On 2 cores of an AMD EPYC it trains for N s and reaches a validation loss of N.NNN nats per
-character on input.txt; counting all pairs, without training, gives N.NNN. gpt.py is this file
+On 2 cores of an AMD EPYC it trains for 1 s and reaches a validation loss of 2.472 nats per
+character on input.txt; counting all pairs, without training, gives 2.471. gpt.py is this file
 with a transformer in place of the table.
 """
 import collections, math, os, sys, time, urllib.request
