@@ -53,7 +53,7 @@ problem = ''  # a problem to answer, such as 123+456 ('': all checks)
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
     if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
-        return  # imported, or a notebook cell: sys.argv is not ours
+        return  # imported or in a notebook: the arguments are another program's
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -63,8 +63,8 @@ def override():
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
-        if kind is int:
-            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
+        if kind is int and not value.lstrip('-').isdigit():
+            sys.exit(f'{arg}: not a whole number (for fractions, write {name} = 1.0 at the top)')
         globals()[name] = kind(value)
 
 override()
@@ -160,6 +160,7 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
+        # the root keeps the spread of the scores the same for every head size
         att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, T)
         # added to the scores: 0 for the past and present, -inf for the future
         mask = torch.full((T, T), -math.inf, device=x.device).triu(diagonal=1)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 # ------------------------------------------------------------------ hyperparameters
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
-if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
@@ -50,23 +50,25 @@ checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
-top_k = 0  # sample from the k most likely characters (0 = all)
+top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
-rung = 12  # 2 to 11: an earlier, simpler model, with sizes of its own (see the ladder)
+rung = 12  # 2 to 11: an earlier, simpler model, with settings of its own (see the ladder)
 
-# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
-fastest = 'float32'
-if device == 'cuda':
-    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
-elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
-    if torch.cpu.get_capabilities().get('avx512_bf16'):
-        fastest = 'bfloat16'
-dtype = fastest  # precision of matrix products
+def fastest():
+    """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
+    if device == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+        if torch.cpu.get_capabilities().get('avx512_bf16'):
+            return 'bfloat16'
+    return 'float32'
+
+dtype = fastest()  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
     if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
-        return  # imported, or a notebook cell: sys.argv is not ours
+        return  # imported or in a notebook: the arguments are another program's
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -76,8 +78,8 @@ def override():
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
-        if kind is int:
-            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
+        if kind is int and not value.lstrip('-').isdigit():
+            sys.exit(f'{arg}: not a whole number (for fractions, write {name} = 1.0 at the top)')
         globals()[name] = kind(value)
 
 override()
@@ -86,12 +88,11 @@ if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintabl
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
-url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
-       'data/tinyshakespeare/input.txt')
+url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -110,7 +111,7 @@ val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch():
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -138,6 +139,7 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
+        # the root keeps the spread of the scores the same for every head size
         att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, T)
         att = att + self.mask[:T, :T]
         att = F.softmax(att, dim=-1)  # each row sums to 1
@@ -196,6 +198,7 @@ class GPT(nn.Module):
         logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
+        # mean of -ln(probability of the right character), in nats
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
@@ -281,8 +284,9 @@ sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_emb
 assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-assert checkpoint and not os.path.isdir(checkpoint), f'checkpoint: {checkpoint!r} is not a file'
-assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+assert checkpoint and (os.path.isfile(checkpoint) or not os.path.exists(checkpoint)), (
+    f'checkpoint: {checkpoint!r} is not a file')
+assert temperature > 0, 'temperature must be above 0'
 
 torch.manual_seed(seed)
 model = GPT().to(device)
@@ -298,13 +302,13 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
 device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
-# in float16 only: scales the loss, as small gradients would vanish
+# only float16 needs it: a larger loss keeps small gradients from rounding to zero
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
 def evaluate(model, tokens):
     """Mean loss over all whole sequences of a text, in nats per character."""
-    model.eval()
+    model.eval()  # dropout off
     n = (len(tokens) - 1) // block_size  # number of whole sequences
     x = tokens[:n * block_size].view(n, block_size)
     y = tokens[1:n * block_size + 1].view(n, block_size)
@@ -361,13 +365,13 @@ signal.signal(signal.SIGINT, interrupt)
 start_time = time.time()
 while step < max_iters and not stop:
     step += 1
-    torch.manual_seed(seed * 10**6 + step)  # so that a resumed run draws the same
+    torch.manual_seed(seed * 10**6 + step)  # so that a resumed run draws the same numbers
     lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
-    lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)
+    lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)  # rises from near zero
     for group in optimizer.param_groups:
         group['lr'] = lr
     # forward
-    model.train()
+    model.train()  # dropout on
     x, y = get_batch()
     with autocast:
         logits, loss = model(x, y)

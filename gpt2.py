@@ -42,7 +42,7 @@ from torch.nn import functional as F
 
 # ------------------------------------------------------------------ hyperparameters
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
-if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
@@ -75,24 +75,26 @@ export = ''  # folder to write model.safetensors and config.json to
 hellaswag = 0  # score on this many of HellaSwag's 10,042 questions (0 = none)
 prompt = '\n'  # text to continue
 temperature = 0.8  # below 1: safer; above 1: more surprising
-top_k = 200  # sample from the k most likely tokens (0 = all)
+top_k = 200  # sample from the k most likely tokens (0 = all, 1 = greedy)
 top_p = 0.95  # nucleus sampling: keep the top tokens with this total probability
 max_new_tokens = 200  # tokens to write
 int8 = True  # sample with weights rounded to 8 bits (on a CPU with bfloat16)
 
-# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
-fastest = 'float32'
-if device == 'cuda':
-    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
-elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
-    if torch.cpu.get_capabilities().get('avx512_bf16'):
-        fastest = 'bfloat16'
-dtype = fastest  # precision of matrix products
+def fastest():
+    """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
+    if device == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+        if torch.cpu.get_capabilities().get('avx512_bf16'):
+            return 'bfloat16'
+    return 'float32'
+
+dtype = fastest()  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
     if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
-        return  # imported, or a notebook cell: sys.argv is not ours
+        return  # imported or in a notebook: the arguments are another program's
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -102,8 +104,8 @@ def override():
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
-        if kind is int:
-            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
+        if kind is int and not value.lstrip('-').isdigit():
+            sys.exit(f'{arg}: not a whole number (for fractions, write {name} = 1.0 at the top)')
         globals()[name] = kind(value)
 
 override()
@@ -619,7 +621,7 @@ if __name__ == '__main__':
     sizes = dict(block_size=block_size, vocab_size=vocab_size,
                  n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-    assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+    assert temperature > 0, 'temperature must be above 0'
     assert top_p > 0, 'top_p must be above 0'
     assert abs(seed) < 10**9, 'seed: at most 9 digits'  # see manual_seed below
 

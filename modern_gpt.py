@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 # ------------------------------------------------------------------ hyperparameters
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
-if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
@@ -58,7 +58,7 @@ checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
-top_k = 0  # sample from the k most likely characters (0 = all)
+top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
 # the ideas; with gpt.py's constants and [these values] this is gpt.py
 muon = True  # Muon for the blocks' matrices; if off, lower learning_rate [False]
@@ -76,19 +76,21 @@ flash = device == 'cuda'  # attention in one kernel [False]
 use_compile = False  # torch.compile; needs a C++ compiler [False]
 kv_cache = True  # keep keys and values while sampling [False]
 
-# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
-fastest = 'float32'
-if device == 'cuda':
-    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
-elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
-    if torch.cpu.get_capabilities().get('avx512_bf16'):
-        fastest = 'bfloat16'
-dtype = fastest  # precision of matrix products
+def fastest():
+    """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
+    if device == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+        if torch.cpu.get_capabilities().get('avx512_bf16'):
+            return 'bfloat16'
+    return 'float32'
+
+dtype = fastest()  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
     if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
-        return  # imported, or a notebook cell: sys.argv is not ours
+        return  # imported or in a notebook: the arguments are another program's
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -98,8 +100,8 @@ def override():
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
-        if kind is int:
-            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
+        if kind is int and not value.lstrip('-').isdigit():
+            sys.exit(f'{arg}: not a whole number (for fractions, write {name} = 1.0 at the top)')
         globals()[name] = kind(value)
 
 override()
@@ -110,12 +112,11 @@ autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != '
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
-url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
-       'data/tinyshakespeare/input.txt')
+url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -133,7 +134,7 @@ val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch():
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
     if epochs:
         # each epoch cuts the text at a new offset and shuffles the pieces
         n = len(train_data) // block_size - 1  # the offset costs a piece
@@ -205,6 +206,7 @@ class CausalSelfAttention(nn.Module):
             p = dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=T > 1)
         else:
+            # the root keeps the spread of the scores the same for every head size
             att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, past + T)
             att = att + self.mask[past:past + T, :past + T]
             att = F.softmax(att, dim=-1)  # each row sums to 1
@@ -341,7 +343,7 @@ if rotary:
     assert n_embd // n_head % 2 == 0, 'rotary: n_embd / n_head must be even'
 assert activation in activations, f'activation: one of {", ".join(activations)}'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+assert temperature > 0, 'temperature must be above 0'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 torch.manual_seed(seed)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 # ------------------------------------------------------------------ hyperparameters
 device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
-if '--device=cpu' in sys.argv:  # needed now: the sizes below depend on it
+if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
@@ -50,7 +50,7 @@ eval_interval = 500  # evaluate every this many steps
 resume = False  # keep finished stages and continue the one that was interrupted
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
-top_k = 0  # sample from the k most likely characters (0 = all)
+top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
 corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
@@ -61,19 +61,21 @@ finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # peak; a lower one
 lora_rank = 0  # rank of the LoRA stage (0 = no such stage)
 lora_learning_rate = 2e-3 if device == 'cuda' else 1.2e-2  # peak
 
-# bfloat16 where the hardware multiplies it, float16 on older GPUs (T4)
-fastest = 'float32'
-if device == 'cuda':
-    fastest = 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
-elif device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
-    if torch.cpu.get_capabilities().get('avx512_bf16'):
-        fastest = 'bfloat16'
-dtype = fastest  # precision of matrix products
+def fastest():
+    """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
+    if device == 'cuda':
+        return 'bfloat16' if torch.cuda.get_device_capability()[0] >= 8 else 'float16'
+    if device == 'cpu' and hasattr(torch.cpu, 'get_capabilities'):  # torch 2.11 or later
+        if torch.cpu.get_capabilities().get('avx512_bf16'):
+            return 'bfloat16'
+    return 'float32'
+
+dtype = fastest()  # precision of matrix products
 
 def override():
     """Set any constant above for one run, for example with --max_iters=100."""
     if os.path.basename(sys.argv[0]) != os.path.basename(override.__code__.co_filename):
-        return  # imported, or a notebook cell: sys.argv is not ours
+        return  # imported or in a notebook: the arguments are another program's
     for arg in sys.argv[1:]:
         name, equals, value = arg.removeprefix('--').partition('=')
         kind = type(globals().get(name))
@@ -83,8 +85,8 @@ def override():
         if kind is bool:
             assert value in ('', 'True', 'False'), f'{arg}: True or False?'
             value = value != 'False'
-        if kind is int:
-            assert value.lstrip('-').isdigit(), f'{arg}: a fraction needs {name} = 1.0 at the top'
+        if kind is int and not value.lstrip('-').isdigit():
+            sys.exit(f'{arg}: not a whole number (for fractions, write {name} = 1.0 at the top)')
         globals()[name] = kind(value)
 
 override()
@@ -95,12 +97,11 @@ autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != '
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
-url = ('https://raw.githubusercontent.com/karpathy/char-rnn/master/'
-       'data/tinyshakespeare/input.txt')
+url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
 if not os.path.exists('input.txt'):
     assert not resume, 'put the input.txt of the earlier run into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # raises if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -119,7 +120,7 @@ val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch(train_data):
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -235,6 +236,7 @@ class CausalSelfAttention(nn.Module):
         q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
         k = k.view(B, T, n_head, head_size).transpose(1, 2)
         v = v.view(B, T, n_head, head_size).transpose(1, 2)
+        # the root keeps the spread of the scores the same for every head size
         att = q @ k.transpose(-2, -1) / math.sqrt(head_size)  # (B, n_head, T, T)
         att = att + self.mask[:T, :T]
         att = F.softmax(att, dim=-1)  # each row sums to 1
@@ -357,7 +359,7 @@ assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} chara
 converted = len(corpus_data) / max(1, len(corpus_text))
 assert converted > 0.5, f'{corpus}: most of its characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
-assert temperature > 0, 'temperature must be above 0; for greedy sampling set top_k=1'
+assert temperature > 0, 'temperature must be above 0'
 assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
 
 @torch.no_grad()

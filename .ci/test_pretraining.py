@@ -68,7 +68,7 @@ class Pretraining(unittest.TestCase):
 
     def test_offline(self):
         """The docstrings of Python and PyTorch, without tests and other packages, instead."""
-        root = folder_with(None) / '[a]'
+        root = folder_with(None) / 'tests[a]'
         for path in 'os.py', 'a/a.py', 'site-packages/b.py', 'test/c.py', 'data.txt':
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text('"""A."""\nclass C:\n    r"""B.\n\n    b"""\n    """C."""\n')

@@ -138,7 +138,7 @@ class Stopped(unittest.TestCase):
                 ('gpt.py', OVERFITS, '--max_iters=40', [*stops, '^step 36:']),
                 ('gpt.py', TEXT, '', ['^step 8:.*?-\n.*? ']),  # while it writes a sample
                 ('gpt.py', TEXT, '--dtype=bfloat16', stops),
-                ('pretrain_finetune.py', TEXT, '--lora_rank=2', in_stages),
+                ('pretrain_finetune.py', OVERFITS, '--lora_rank=2', in_stages),
                 ('modern_gpt.py', TEXT, '', stops), ('gpt2.py', TEXT, '', stops)):
             whole = run(script, more, folder_with(text))
             for pattern in patterns:
@@ -149,6 +149,8 @@ class Stopped(unittest.TestCase):
                     resumed = run(script, f'{more} --resume', stopped.folder)
                     self.assertIn('after step ' + re.search(r'\d+', pattern)[0], resumed.out)
                     self.assertTrue(end(resumed) == end(whole))
+                    both = losses(stopped.out) + losses(resumed.out)
+                    self.assertEqual(both, losses(whole.out))  # nothing is trained twice
             files = {path: path.read_bytes() for path in whole.folder.glob('*.pt')}
             for prompt in 'to', 'e':
                 just = f'{more} --resume --max_iters=0 --prompt={prompt}'
