@@ -111,6 +111,8 @@ class Files(unittest.TestCase):
         names = execute('gpt.py', f'{sizeless} --max_iters=14', folder).names
         self.assertEqual([names['n_layer'], names['n_embd'], names['block_size']], [2, 32, 16])
         good = (folder / 'gpt.pt').read_bytes()
+        run('gpt.py', '--max_iters=0', folder)  # trains nothing, renames nothing
+        self.assertEqual((folder / 'gpt.pt').read_bytes(), good)
         for settings, text, message in (
                 ('--n_head=4', TEXT, 'n_head'), ('--rung=9 --checkpoint=gpt.pt', TEXT, 'rung'),
                 ('', TEXT[9:] + TEXT[:9], 'gpt.pt'),  # in the same characters
