@@ -155,7 +155,7 @@ for step in range(1, max_iters + 1):
               f'{time.time() - start_time:.1f} s')
 
 # the same table without training: count the pairs, add one to each count (Laplace smoothing)
-# and take the logarithm; the softmax in the loss turns it into probabilities
+# and take the logarithm, because the loss applies softmax
 counts = torch.ones(vocab_size, vocab_size)
 ids = train_data.tolist()
 for (i, j), n in collections.Counter(zip(ids, ids[1:])).items():
