@@ -5,7 +5,7 @@
 """A complete GPT in one file: it reads Shakespeare, one character at a time, then writes.
 
     python gpt.py                                train on input.txt, then write a sample
-    python gpt.py --n_layer=4 --max_iters=3000   the same with other settings
+    python gpt.py --n_layer=4 --max_iters=5000   the same with other settings
     python gpt.py --resume                       continue after Ctrl-C or a crash (repeat the
                                                  other settings, too)
     python gpt.py --resume --max_iters=0 --prompt=HAMLET:     just sample
@@ -30,22 +30,22 @@ if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
-batch_size = 64 if device == 'cuda' else 32  # sequences per step
+batch_size = 64 if device == 'cuda' else 16  # sequences per step
 block_size = 256 if device == 'cuda' else 64  # context length, in characters
 n_layer = 6 if device == 'cuda' else 3  # blocks
 n_head = 6 if device == 'cuda' else 4  # attention heads per block
-n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
+n_embd = 384 if device == 'cuda' else 80  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
-max_iters = 5000 if device == 'cuda' else 1400  # training steps
+max_iters = 5000 if device == 'cuda' else 3600  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak learning rate (tuned for the CPU)
-warmup_ratio = 0.02 if device == 'cuda' else 0.07  # fraction of the steps spent on warm-up
+warmup_ratio = 0.04  # fraction of the steps spent on warm-up
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
-eval_interval = 500  # evaluate every this many steps
+eval_interval = 500 if device == 'cuda' else 1200  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
@@ -264,7 +264,7 @@ ladder = {  # what each rung changes, on top of all rungs before it
     8: dict(Block=PostNorm),
     9: dict(Block=PreNorm),
     10: dict(dropout=0.1),
-    11: dict(dropout=0.0, n_embd=88, block_size=64, max_iters=1500),  # too small to overfit
+    11: dict(dropout=0.0, block_size=64, batch_size=16, max_iters=3600),  # too small to overfit
 }  # 12: the constants at the top
 assert 2 <= rung <= 12, 'rung: 2 to 12 (rung 1 is bigram.py)'
 assert rung == 12 or not resume, 'resume only continues rung 12'

@@ -31,22 +31,22 @@ if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
-batch_size = 64 if device == 'cuda' else 32  # sequences per step
+batch_size = 64 if device == 'cuda' else 16  # sequences per step
 block_size = 256 if device == 'cuda' else 64  # context length, in characters
 n_layer = 6 if device == 'cuda' else 3  # blocks
 n_head = 6 if device == 'cuda' else 4  # attention heads per block
-n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
+n_embd = 384 if device == 'cuda' else 80  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
-max_iters = 5000 if device == 'cuda' else 800  # training steps on input.txt
+max_iters = 5000 if device == 'cuda' else 1600  # training steps on input.txt
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak, from scratch (tuned for the CPU)
 warmup_iters = 100  # warm-up steps
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value
-eval_interval = 500  # evaluate every this many steps
+eval_interval = 500 if device == 'cuda' else 1200  # evaluate every this many steps
 resume = False  # keep finished stages and continue the one that was interrupted
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
 temperature = 0.8  # below 1: safer; above 1: more surprising
@@ -55,7 +55,7 @@ max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
 corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
 megabytes = 100 if device == 'cuda' else 20  # of the corpus, at most
-pretrain_max_iters = 10000 if device == 'cuda' else 2500  # steps on the corpus
+pretrain_max_iters = 10000 if device == 'cuda' else 7000  # steps on the corpus
 pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3  # peak
 finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # peak; a lower one forgets less
 lora_rank = 0  # rank of the LoRA stage (0 = no such stage)
