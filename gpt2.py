@@ -10,7 +10,7 @@ r"""GPT-2 itself: its weights, its vocabulary, its training, its scores.
                                write with OpenAI's weights
 
 On 2 cores of an AMD EPYC the first command trains for 66 s and reaches 2.115 bits per
-byte of input.txt (gpt.py: 2.352). With a CUDA GPU it trains a larger model.
+byte of input.txt (gpt.py: 2.336). With a CUDA GPU it trains a larger model.
 
 Eight GPUs train the 124M model on 10 billion tokens of web text (20 GB) with
 
