@@ -3,22 +3,26 @@ import unittest
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
-from common import Screen, call, run, sample, untrained
+from common import Screen, run, sample, untrained
 from test_models import reference
 
 SCRIPT = 'addition_gpt.py'
-PLAIN = '--reverse=False --order=plain --position=learned'  # the sum in reading order
+ORDERS = {  # how the sum of 78 and 45 is written
+    '--order=reversed': '321', '--order=plain --position=learned': '123',
+    '--order=scratchpad --position=learned --block_size=40': '321=123'}
 
 class Addition(unittest.TestCase):
     def test_batch(self):
         """Rows are sums; the targets are their answers. Problems held out become 0+0."""
-        for n, settings in (2, PLAIN), (5, ''):
+        for (settings, _), n in zip(ORDERS.items(), (5, 2, 3)):
             names = run(SCRIPT, f'{settings} --max_iters=0 --batch_size=9000 --n_digits={n} '
-                                '--test_digits=5 --block_size=17 --problem=1+2').names
+                                '--test_digits=5 --block_size=24 --problem=1+2').names
             zeros = 0
-            for row, target in zip(*(z.tolist() for z in call(names, 'get_batch'))):
+            for row, target in zip(*(z.tolist() for z in names['get_batch']())):
                 a, b = map(int, names['decode'](row).split('=')[0].split('+'))
-                answer = f'{a + b:0{n + 1}}'[::-1 if n == 5 else 1]
+                plain = f'{a + b:0{n + 1}}'
+                answer = {'plain': plain, 'reversed': plain[::-1],
+                          'scratchpad': f'{plain[::-1]}={plain}'}[names['order']]
                 text = names['encode'](f'{a:0{n}}+{b:0{n}}={answer}')
                 self.assertEqual(row, text[:-1])
                 self.assertEqual(target, [-1] * (2 * n + 1) + text[2 * n + 2:])
@@ -37,21 +41,22 @@ class Addition(unittest.TestCase):
             norms = sum(isinstance(m, nn.LayerNorm) for m in model.modules())
             self.assertEqual(norms, 0 if 'norm' in settings else 1 + 2 * names['n_layer'])
             for L in 2, 5:
-                row = call(names, 'write', problems=torch.randint(10, (4, 2, L)))
+                row = names['rows_of'](torch.randint(10, (4, 2, L)))
                 for T in 3 * L + 3, 2 * L + 2, L + 1:
-                    logits, _ = model(row[:, :T])
+                    logits, _ = model(row[:, :T], L)
                     expected = reference(names, model, row[:, :T])
                     torch.testing.assert_close(logits, expected, atol=6e-5, rtol=6e-5)
 
-    def perfect(self, settings, spoiled=None):
-        """What the script writes at its end if its model is always right, but for one problem."""
-        def forward(idx):
-            L = idx[0].tolist().index(10)
+    def perfect(self, settings, spoiled=None, place=-1):
+        """What the script writes at its end if its model is always right, but for one token of
+        one problem."""
+        def forward(idx, L, targets=None):
             problems = torch.stack((idx[:, :L], idx[:, L + 1:2 * L + 1]), dim=1)
-            rows = call(names, 'write', problems=problems)[:, 1:idx.shape[1] + 1]
-            wrong = torch.tensor([p == spoiled for p in problems.flatten(1).tolist()])
-            rows[wrong, 3 * L + 1:] = 7  # the last token of the answer
-            return F.one_hot(rows, 12).float(), None
+            rows = names['rows_of'](problems)[:, 1:]
+            wrong = torch.tensor([p == spoiled for p in problems.flatten(1).tolist()],
+                                 dtype=torch.bool)
+            rows[wrong, place % rows.shape[1]] = 7
+            return F.one_hot(rows[:, :idx.shape[1]], 12).float(), torch.tensor(0.0)
 
         names = {}
         screen = Screen('-{64}\n', lambda: setattr(names['model'], 'forward', forward))
@@ -67,6 +72,13 @@ class Addition(unittest.TestCase):
             for line in lines:
                 self.assertIn(line, out)
             self.assertEqual((out.count('(wrong: it is '), out.count('(correct)')), (wrong, 2))
+        # in the scratchpad, and in the answer behind it
+        settings = '--order=scratchpad --position=learned --block_size=40 --n_digits=2'
+        for place, wrong, slips in (5, 0, 1), (-1, 1, 0):
+            out = self.perfect(settings, [4, 3, 5, 8], place)
+            self.assertIn(f'2 digits: {wrong} wrong of 10,000', out)
+            self.assertIn(f'wrong scratchpad: {slips}\n', out)
+        self.assertIn('43+58=101=107 (wrong: it is 101)', out)
         names = run(SCRIPT).names
         problems = names['carry_all_along'](names['held_out_problems'](7, 500))
         self.assertGreater(len(problems), 400)
@@ -75,20 +87,23 @@ class Addition(unittest.TestCase):
         self.assertTrue((sums[:, :-1] == 9).all() and (sums[:, -1] > 9).all())
 
     def test_answers(self):
-        """One pass counts what greedy decoding gets right; --problem answers and judges."""
-        for settings in '', PLAIN:
-            for problem, answer in (('12+34', '12+34=46'), ('0+000', '0+0=0'),
-                                    ('1234+9', '1234+9=1243')):
+        """Wrong is what greedy decoding gets wrong; --problem answers and judges."""
+        for settings, answer in ORDERS.items():
+            for problem in '78+45', '0078+45':
+                zeros = '0' * (len(problem) - 5)
+                written = {'321=123': f'{zeros}78+{zeros}45=321{zeros}={zeros}123'}
                 out = self.perfect(f'{settings} --problem={problem}')
-                self.assertEqual(out, f'{answer} (correct)\n')
-            names = run(SCRIPT, f'{settings} --max_iters=150 --warmup_iters=20 --n_layer=1 '
+                self.assertEqual(out, f'{written.get(answer, "78+45=123")} (correct)\n')
+            names = run(SCRIPT, f'{settings} --max_iters=250 --warmup_ratio=0.1 --n_layer=1 '
                                 '--eval_interval=999 --batch_size=64 --n_embd=16').names
             model = names['model']
             problems = torch.randint(10, (999, 2, 2))
-            rows = call(names, 'write', problems=problems)
-            right, loss = names['check'](problems)
-            out = model.generate(rows[:, :6], 3)
-            self.assertTrue(torch.equal(right, (out == rows).all(dim=1)))
-            self.assertTrue(50 < right.sum() < 950, right.sum())
+            rows = names['rows_of'](problems)
+            loss, wrong, slips = names['evaluate'](model, problems)
+            out = model.generate(rows[:, :6], 2, len(answer))
+            right = (out[:, -3:] == rows[:, -3:]).all(dim=1)
+            self.assertTrue(torch.equal(wrong, problems[~right]))
+            self.assertEqual(slips, (right & (out != rows).any(dim=1)).sum())
+            self.assertTrue(20 < right.sum() < 980, right.sum())
             y = F.pad(rows[:, 6:], (5, 0), value=-1)
-            torch.testing.assert_close(loss.mean(), model(rows[:, :-1], y)[1])
+            self.assertAlmostEqual(loss, model(rows[:, :-1], 2, y)[1].item(), places=5)

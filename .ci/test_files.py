@@ -7,8 +7,8 @@ from common import (SCRIPTS, SHAKESPEARE, SMALL, TEXT, TEXTUAL, UNIQUE, UNTRAINE
 DIFFER = {  # functions that a script has in a form of its own
     'get_batch': 'addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
     'evaluate': 'bigram.py addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
-    'save': 'addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py', 'fetch': 'gpt2.py',
-    'interrupt': 'bigram.py addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
+    'save': 'pretrain_finetune.py modern_gpt.py gpt2.py', 'fetch': 'gpt2.py',
+    'interrupt': 'bigram.py pretrain_finetune.py modern_gpt.py gpt2.py',
     'sample': 'bigram.py',
     '': 'addition_gpt.py modern_gpt.py gpt2.py'}  # all parts of the model
 
@@ -44,6 +44,9 @@ class Files(unittest.TestCase):
                  for problem in ('12', '1+2+3', '-1+2', '1 + 2', '1+２', '0x1+2')]
         rows += [
             ('addition_gpt.py', '--position=last', "'coupled' or 'learned'"),
+            ('addition_gpt.py', '--order=plain', '--position=learned'),
+            ('addition_gpt.py', '--order=last', 'scratchpad'),
+            ('addition_gpt.py', '--problem=1+' + '2' * 301, '300 digits'),
             ('addition_gpt.py', '--position=learned --problem=1+' + '2' * 43, 'block_size=131'),
             ('pretrain_finetune.py', '--resume', 'pretrained_gpt.pt'),
             ('modern_gpt.py', '--n_kv_head=3', 'n_kv_head'),
