@@ -96,10 +96,10 @@ def rows_of(problems):
         total = a[:, i] + b[:, i] + carry
         digits.append(total % 10)
         carry = total // 10
-    backward = torch.stack(digits + [carry], dim=1)  # (N, L + 1), last digit first
-    forward = backward.flip(1)
-    answers = {'reversed': [backward], 'plain': [forward],
-               'scratchpad': [backward, equals, forward]}
+    last_first = torch.stack(digits + [carry], dim=1)  # (N, L + 1)
+    plain = last_first.flip(1)
+    answers = {'reversed': [last_first], 'plain': [plain],
+               'scratchpad': [last_first, equals, plain]}
     return torch.cat([a, plus, b, equals] + answers[order], dim=1)
 
 def inputs_and_targets(problems):
@@ -231,7 +231,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2 and 'bias' not in name:  # attn.bias is set already
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)  # embeddings, too
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
 
     def forward(self, idx, L, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.

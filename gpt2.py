@@ -9,7 +9,7 @@ r"""GPT-2 itself: its weights, its vocabulary, its training, its scores.
     python gpt2.py --init_from=gpt2 --max_iters=0 --prompt="The meaning of life is"
                                write with OpenAI's weights
 
-On 2 cores of an AMD EPYC the first command trains for 66 s and reaches 2.115 bits per
+On 2 cores of an AMD EPYC the first command trains for 62 s and reaches 2.115 bits per
 byte of input.txt (gpt.py: 2.336). With a CUDA GPU it trains a larger model.
 
 Eight GPUs train the 124M model on 10 billion tokens of web text (20 GB) with

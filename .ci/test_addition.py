@@ -94,6 +94,8 @@ class Addition(unittest.TestCase):
                 written = {'321=123': f'{zeros}78+{zeros}45=321{zeros}={zeros}123'}
                 out = self.perfect(f'{settings} --problem={problem}')
                 self.assertEqual(out, f'{written.get(answer, "78+45=123")} (correct)\n')
+            out = self.perfect(f'{settings} --problem=0+000')
+            self.assertRegex(out, r'^(0\+0=0|000\+000=0000=0000) \(correct\)\n$')
             names = run(SCRIPT, f'{settings} --max_iters=250 --warmup_ratio=0.1 --n_layer=1 '
                                 '--eval_interval=999 --batch_size=64 --n_embd=16').names
             model = names['model']

@@ -8,7 +8,7 @@ DIFFER = {  # functions that a script has in a form of its own
     'get_batch': 'addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
     'evaluate': 'bigram.py addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
     'save': 'pretrain_finetune.py modern_gpt.py gpt2.py', 'fetch': 'gpt2.py',
-    'interrupt': 'bigram.py pretrain_finetune.py modern_gpt.py gpt2.py',
+    'interrupt': 'pretrain_finetune.py modern_gpt.py gpt2.py',
     'sample': 'bigram.py',
     '': 'addition_gpt.py modern_gpt.py gpt2.py'}  # all parts of the model
 
