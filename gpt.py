@@ -343,7 +343,7 @@ if resume:
     print(f'loaded {checkpoint}, saved after step {step}, with {sizes}')
 
 def save():
-    """Write a new file, then rename it: a killed run leaves the old checkpoint or the new one."""
+    """Write a new file, then rename it: a killed run leaves the old file or the new one."""
     torch.save(dict(sizes=sizes, checksum=checksum, step=step, train_loss=train_loss,
                     model=model.state_dict(), optimizer=optimizer.state_dict(),
                     best=best, best_loss=best_loss), checkpoint + '.tmp')

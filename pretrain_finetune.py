@@ -2,23 +2,25 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "tiktoken"]
 # ///
-"""Pretrain a GPT on modern prose, then fine-tune it on Shakespeare.
+"""Pretrain a GPT on a large text, fine-tune it on Shakespeare, and see what that was worth.
 
     python pretrain_finetune.py                     pretrain, fine-tune, compare
     python pretrain_finetune.py --corpus=book.txt   pretrain on another text
     python pretrain_finetune.py --resume            continue (repeat the other settings, too)
     python pretrain_finetune.py --resume --lora_rank=8     also fine-tune with LoRA
 
-On 2 cores of an AMD EPYC the three stages take 103 s. With docstrings
-as the corpus the fine-tuned model reaches 1.611 nats per character on
-input.txt; the one from scratch, with as many steps on input.txt, 1.729.
-FineWeb has not been measured yet.
+On 2 cores of an AMD EPYC the three stages take N s (N s in float32 with AVX2, as on most Intel
+laptops). With the docstrings of Python 3.11.7 and PyTorch 2.13.0 as the corpus, the fine-tuned
+model reaches N nats per character on input.txt; the model from scratch, with as many steps on
+input.txt, N.
 
-New since gpt.py (diff -w shows it): a corpus; the training loop as a
-function, called once for each stage; LoRA. Not here: the ladder.
+The weights of a stage: torch.load('finetuned_gpt.pt')['best']. To continue or sample with them:
+python gpt.py --resume --checkpoint=finetuned_gpt.pt --max_iters=0
+
+New since gpt.py (diff -w shows it): a corpus; the training loop as a function, called once for
+each stage; LoRA. Not here: the ladder.
 """
-import glob, http.client, math, os, re, signal, sys, sysconfig, time
-import unicodedata, urllib.request, zlib
+import copy, glob, math, os, re, signal, sys, sysconfig, time, unicodedata, urllib.request, zlib
 import numpy as np
 import tiktoken
 import torch
@@ -42,10 +44,10 @@ init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inpu
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 5000 if device == 'cuda' else 1600  # training steps on input.txt
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak, from scratch (tuned for the CPU)
-warmup_iters = 100  # warm-up steps
+warmup_ratio = 0.04  # fraction of the steps spent on warm-up
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
-grad_clip = 1.0  # clip the gradient norm at this value
+grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500 if device == 'cuda' else 1200  # evaluate every this many steps
 resume = False  # keep finished stages and continue the one that was interrupted
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
@@ -53,7 +55,7 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
-corpus = 'fineweb'  # 'fineweb', 'docstrings', a text file or a URL
+corpus = 'fineweb' if device == 'cuda' else 'docstrings'  # or a text file, or a text's URL
 megabytes = 100 if device == 'cuda' else 20  # of the corpus, at most
 pretrain_max_iters = 10000 if device == 'cuda' else 7000  # steps on the corpus
 pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3  # peak
@@ -92,8 +94,6 @@ def override():
 override()
 if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
-autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
@@ -124,91 +124,69 @@ def get_batch(train_data):
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
-# The corpus is a large text, converted to the characters of input.txt. FineWeb (Penedo
-# et al. 2024) is stored as GPT-2 tokens, about four characters each: 256 int32 (20240520,
-# 1, the number of tokens, zeros), then the tokens as uint16.
+# The corpus is a large text. FineWeb, text from the web (Penedo et al. 2024), comes as GPT-2
+# tokens: 256 int32 of header (the first is 20240520), then the tokens as uint16.
 fineweb = ('https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
            'fineweb_train_000001.bin')
-
-def fetch(url, size):
-    """The first size bytes at a URL, or all if there are fewer."""
-    headers = {'Range': f'bytes=0-{size - 1}'}
-    request = urllib.request.Request(url, headers=headers)
-    with urllib.request.urlopen(request, timeout=30) as response:
-        # a server may ignore Range and send it all
-        return response.read()[:size]
-
-def decode_shard(raw):
-    """The text of a file of GPT-2 tokens, or of its beginning."""
-    magic, version, count = np.frombuffer(raw, '<i4', count=3)
-    assert magic == 20240520, 'not a file of GPT-2 tokens'
-    tokens = np.frombuffer(raw, '<u2', offset=1024)
-    assert len(tokens) == min(count, megabytes * 250_000), 'incomplete file'
-    text = tiktoken.get_encoding('gpt2').decode(tokens.tolist())
-    return text.replace('<|endoftext|>', '\n\n')
 
 def docstrings():
     """A corpus without a download: the docstrings of Python and PyTorch."""
     found = []
     for folder in sysconfig.get_path('stdlib'), torch.__path__[0]:
-        for path in sorted(glob.glob(f'{glob.escape(folder)}/**/*.py', recursive=True)):
-            if re.search('site-packages|test', path.removeprefix(folder)):
-                continue  # skip other packages and tests
-            with open(path, encoding='utf-8', errors='replace') as file:
-                found += re.findall('"""(.+?)"""', file.read(), re.S)
+        for path in sorted(glob.glob('**/*.py', root_dir=folder, recursive=True)):
+            if not re.search('site-packages|test', path):  # no other packages, no tests
+                with open(f'{folder}/{path}', encoding='utf-8', errors='replace') as file:
+                    found += re.findall('"""(.+?)"""', file.read(), re.S)
     return re.sub(r'\n[ \t]+', '\n', '\n\n'.join(found))  # without indentation
 
-def read_corpus(corpus):
-    """The beginning of a corpus (see megabytes). Downloads are kept as files."""
+def first_bytes(source, size):
+    """At most size bytes of a file or a URL. A download is kept as a file."""
+    path = source
+    if '://' in source:
+        path = f'corpus_{megabytes}MB_' + re.sub(r'\W+', '_', source)
+        if not os.path.exists(path):
+            print('downloading', source)
+            request = urllib.request.Request(source, headers={'Range': f'bytes=0-{size - 1}'})
+            with urllib.request.urlopen(request, timeout=30) as response:
+                download = response.read()[:size]  # a server may ignore Range and send it all
+            with open(path, 'wb') as file:
+                file.write(download)
+    with open(path, 'rb') as file:
+        return file.read(size)
+
+def read_corpus():
+    """The beginning of the corpus (see megabytes), as text."""
     size = megabytes * 10**6
     if corpus == 'docstrings':
         return docstrings()[:size]
-    path = corpus
-    url = fineweb if corpus == 'fineweb' else corpus
-    if '://' in url:
-        path = re.sub(r'\W+', '_', corpus) + f'_{megabytes}MB.txt'
-        if not os.path.exists(path):
-            print('downloading', url)
-            if url.endswith('.bin'):
-                # a header, then 2 bytes for about 4 characters
-                text = decode_shard(fetch(url, 1024 + size // 2))
-            else:
-                text = fetch(url, size).decode('utf-8-sig', errors='replace')
-            part = f'{path}.{os.getpid()}.tmp'
-            with open(part, 'w', encoding='utf-8', newline='') as file:
-                file.write(text)
-            os.replace(part, path)
-    with open(path, encoding='utf-8-sig', errors='replace') as file:
-        return file.read(size)
+    if corpus == 'fineweb':
+        raw = first_bytes(fineweb, 1024 + size // 2)  # a token has about 4 characters
+        assert int.from_bytes(raw[:4], 'little') == 20240520, 'fineweb: not GPT-2 tokens'
+        tokens = np.frombuffer(raw, '<u2', offset=1024).tolist()
+        return tiktoken.get_encoding('gpt2').decode(tokens).replace('<|endoftext|>', '\n\n')
+    return first_bytes(corpus, size).decode('utf-8-sig', errors='replace')
 
 def plain(text):
-    """The text in the characters of input.txt: é becomes e, curly quotes become straight.
-    Characters without an equivalent are dropped."""
-    # Tiny Shakespeare has no double quotes
-    quote = '"' if '"' in stoi else "'"
+    """The text in the characters of input.txt. What has no equivalent there is dropped."""
+    quote = '"' if '"' in stoi else "'"  # Tiny Shakespeare has no double quotes
     substitutes = {'"': quote, '“': quote, '”': quote, '‘': "'", '’': "'",
                    '–': '-', '—': '-', '\t': ' '}
     table = {}
     for c in set(text) - set(chars):
-        # é: e and an accent
-        parts = unicodedata.normalize('NFKD', substitutes.get(c, c))
+        parts = unicodedata.normalize('NFKD', substitutes.get(c, c))  # é: e and an accent
         table[ord(c)] = ''.join(part for part in parts if part in stoi)
     return text.translate(table)
 
-print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct')
-try:
-    corpus_text = read_corpus(corpus)
-except (OSError, AssertionError, http.client.HTTPException) as error:
-    if corpus != 'fineweb':
-        raise
-    print(f'could not get FineWeb ({error}); using --corpus=docstrings')
-    corpus = 'docstrings'
-    corpus_text = read_corpus(corpus)
-corpus_data = torch.tensor(encode(plain(corpus_text)), device=device)
-print(f'corpus: {len(corpus_text):,} characters; '
-      f'{len(corpus_data):,} after conversion')
-n = len(corpus_data)
-n = n - min(n // 10, 100_000)  # the rest is for validation
+original = read_corpus()
+corpus_text = plain(original)
+print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct; corpus: '
+      f'{len(original):,}, converted {len(corpus_text):,}')
+assert len(corpus_text) > len(original) / 2, f'{corpus}: most characters are not in input.txt'
+for i in range(20):  # has the corpus the validation text in it? then its loss means nothing
+    piece = text[n + i * max(0, len(val_data) - 200) // 19:][:200]
+    assert piece not in corpus_text, f'{corpus} contains the validation text: {piece[:50]!r}'
+corpus_data = torch.tensor(encode(corpus_text), device=device)
+n = len(corpus_data) - min(len(corpus_data) // 10, 100_000)
 corpus_train = corpus_data[:n]
 corpus_val = corpus_data[n:]
 
@@ -295,6 +273,7 @@ class GPT(nn.Module):
         logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
+        # mean of -ln(probability of the right character), in nats
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
@@ -311,8 +290,8 @@ class GPT(nn.Module):
             yield token
 
 class LoRA(nn.Linear):
-    """A linear layer with the matrix W + B A (Hu et al. 2021). add_lora freezes
-    W (n_out, n_in). Only A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
+    """A linear layer with the matrix W + B A (Hu et al. 2021). W (n_out, n_in) stays as it is;
+    only A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
 
     def __init__(self, W, rank):
         n_out, n_in = W.shape
@@ -333,214 +312,169 @@ def add_lora(model, rank):
         block.mlp.c_fc = LoRA(block.mlp.c_fc.weight, rank)
         block.mlp.c_proj = LoRA(block.mlp.c_proj.weight, rank)
 
-def merged(weights):
-    """The weights of a plain GPT: each W + B A becomes one matrix."""
-    weights = dict(weights)
-    for name in list(weights):
-        if name.endswith('.A'):
-            layer = name.removesuffix('.A')
-            A = weights.pop(layer + '.A')
-            B = weights.pop(layer + '.B')
-            weights[layer + '.weight'] = weights[layer + '.weight'] + B @ A
-    return weights
-
 # ------------------------------------------------------------------ training
-if resume:
-    saved = torch.load('pretrained_gpt.pt', map_location=device, weights_only=True)
-    assert saved['chars'] == chars, 'pretrained_gpt.pt belongs to another input.txt'
-    globals().update(saved['sizes'])
-    override()  # typed sizes must match: see the next assert
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
-if resume:
-    assert sizes == saved['sizes'], f'pretrained_gpt.pt was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-converted = len(corpus_data) / max(1, len(corpus_text))
-assert converted > 0.5, f'{corpus}: most of its characters are not in input.txt'
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
+assert not resume or os.path.isfile('pretrained_gpt.pt'), 'no pretrained_gpt.pt to resume'
 assert temperature > 0, 'temperature must be above 0'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
+
+# mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 @torch.no_grad()
-@autocast
-def evaluate(model, val_data):
-    """Mean loss over all whole sequences of the validation text, in nats per character."""
-    model.eval()
-    n = (len(val_data) - 1) // block_size  # number of whole sequences
-    x = val_data[:n * block_size].view(n, block_size)
-    y = val_data[1:n * block_size + 1].view(n, block_size)
+def evaluate(model, tokens):
+    """Mean loss over all whole sequences of a text, in nats per character."""
+    model.eval()  # dropout off
+    n = (len(tokens) - 1) // block_size  # number of whole sequences
+    x = tokens[:n * block_size].view(n, block_size)
+    y = tokens[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        _, loss = model(xb, yb)
+        with autocast:
+            _, loss = model(xb, yb)
         total += loss.item() * len(xb)
-    model.train()
     return total / n
 
-stop = []  # Ctrl-C appends to it
+def sample(model, n):
+    """Write n characters after the prompt, each as soon as it is drawn."""
+    model.eval()
+    print('-' * 64 + '\n' + prompt, end='')
+    idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
+    for token in model.generate(idx, n, temperature, top_k):
+        print(decode(token[0]), end='', flush=True)
+    print()
+
+stages = ['pretrained', 'finetuned', 'scratch', 'lora']  # their files: pretrained_gpt.pt, ...
+
+def set_aside(stages):
+    """Rename the checkpoints of these stages, which belong to an earlier run."""
+    for checkpoint in [f'{stage}_gpt.pt' for stage in stages]:
+        if os.path.isfile(checkpoint):
+            os.replace(checkpoint, checkpoint + '.old')
+            print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
+
+stop = False
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
+    global stop
+    stop = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop.append(True)
 
-def report(line):
-    """Print a line; if that fails (its reader has quit), save and stop."""
-    try:
-        print(line)
-    except OSError:
-        stop.append(True)
-
-def train(stage, start, train_data, val_data, max_iters, learning_rate, lora_rank=0):
-    """Train a model from the weights in start ({}: random) and return the weights
-    with the lowest validation loss. The checkpoint is {stage}_gpt.pt. Arguments replace the
-    constants of the same name."""
+def train(stage, model, train_data, val_data, max_iters, learning_rate):
+    """Train the model and leave it with its best weights: those of the lowest validation loss.
+    With resume, a stage that was interrupted continues; one that was finished is loaded."""
     if stop:
-        return start  # after Ctrl-C in an earlier stage
-    torch.manual_seed(seed)
-    model = GPT()
-    if start:
-        model.load_state_dict(start)
-    if lora_rank > 0:
-        add_lora(model, lora_rank)
-    model.to(device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    n_trainable = sum(p.numel() for p in trainable)
-    n_total = sum(p.numel() for p in model.parameters())
-    report(f'\n{stage}: {n_trainable:,} of {n_total:,} parameters are trainable')
-    matrices = [p for p in trainable if p.dim() == 2]
-    vectors = [p for p in trainable if p.dim() == 1]  # LayerNorm: not decayed
+        return  # Ctrl-C in an earlier stage
+    n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f'\n{stage}: {n_trainable:,} trainable parameters')
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() == 1]  # LayerNorm: not decayed
     optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                    {'params': vectors, 'weight_decay': 0.0}],
                                   betas=(0.9, beta2), fused=True)
-    # scales the loss: small gradients would vanish in float16
+    # only float16 needs it: a larger loss keeps small gradients from rounding to zero
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
-    # a checkpoint with another origin is not resumed; repeat other settings, as in gpt.py
-    origin = [sizes, seed, learning_rate, lora_rank]
-    for tensor in [train_data, *start.values()]:
-        origin.append(zlib.crc32(tensor.cpu().numpy()))  # a checksum
     checkpoint = f'{stage}_gpt.pt'
-    saved = {}
-    if resume and os.path.isfile(checkpoint):
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved.get('origin') != origin:
-            # a mistyped setting must not cost the pretraining
-            assert stage != 'pretrained', f'to resume {checkpoint} repeat its settings and corpus'
-            report(f'{checkpoint} has other settings: starting over')
-            saved = {}
     step = 0
     train_loss = 0.0  # running mean of about the last 100 steps
     best_loss = math.inf  # lowest validation loss
     best = {}  # the weights that reached it
-    if saved:
+    if resume and os.path.isfile(checkpoint):
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        assert saved['checksum'] == checksum, f'{checkpoint} was trained on another input.txt'
+        assert saved['sizes'] == sizes, f'{checkpoint} was trained with {saved["sizes"]}'
         model.load_state_dict(saved['model'])
         # use this run's betas and weight decay, not the saved ones
         saved['optimizer']['param_groups'] = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict(saved['optimizer'])
-        if saved['scaler']:  # empty unless it was trained in float16
-            scaler.load_state_dict(saved['scaler'])
-        step = saved['step']
-        train_loss = saved['train_loss']
-        best_loss = saved['best_loss']
-        best = saved['best']
-        report(f'loaded {checkpoint}, saved after step {step}')
-
-    temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
-    if step < max_iters:
-        open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
-        os.remove(temporary)
-        if os.path.isfile(checkpoint) and not saved:
-            os.replace(checkpoint, checkpoint + '.old')
-            report(f'renamed the earlier {checkpoint} to {checkpoint}.old')
+        step, train_loss = saved['step'], saved['train_loss']
+        best, best_loss = saved['best'], saved['best_loss']
+        print(f'loaded {checkpoint}, saved after step {step}')
 
     def save():
-        """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
-        state = dict(sizes=sizes, optimizer=optimizer.state_dict(),
-                     scaler=scaler.state_dict(), model=model.state_dict(), best=best,
-                     chars=chars, step=step, train_loss=train_loss, best_loss=best_loss,
-                     origin=origin, checksum=checksum)
-        try:
-            with open(temporary, 'wb') as file:
-                torch.save(state, file)
-            os.replace(temporary, checkpoint)
-        except (OSError, RuntimeError) as error:  # a full disk, for example
-            report(f'could not write {checkpoint}: {error}')
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        """Write a new file, then rename it: a killed run leaves the old file or the new one."""
+        torch.save(dict(sizes=sizes, checksum=checksum, step=step, train_loss=train_loss,
+                        model=model.state_dict(), optimizer=optimizer.state_dict(),
+                        best=best, best_loss=best_loss), checkpoint + '.tmp')
+        os.replace(checkpoint + '.tmp', checkpoint)
 
+    if step < max_iters:
+        open(checkpoint + '.tmp', 'wb').close()  # if files cannot be written, fail now, not later
+        set_aside(stages[stages.index(stage) + 1:])  # later stages train anew
     start_time = time.time()
-    for step in range(step + 1, max_iters + 1):
-        torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
+    while step < max_iters and not stop:
+        step += 1
+        torch.manual_seed(seed * 10**6 + step)  # so that a resumed run draws the same numbers
         lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
-        lr = lr * min(step / (warmup_iters + 1), 1)
+        lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)  # rises from near zero
         for group in optimizer.param_groups:
             group['lr'] = lr
+        # forward
+        model.train()  # dropout on
         x, y = get_batch(train_data)
-        with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+        with autocast:
             logits, loss = model(x, y)
+        # backward, and a step against the gradient
         model.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
         scaler.step(optimizer)
         scaler.update()
 
+        assert loss < 100, f'the loss is {loss}; lower the learning rate'  # false for nan, too
         train_loss += (loss.item() - train_loss) / min(step, 100)
-        assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-        if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
-            stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
-            report(f'{step:6} {stars}')
+        if step % max(1, max_iters // 20) == 0 and not stop:
+            print(f'{step:6} {"*" * int(15 * train_loss)}')  # 15 stars for each nat
         if step % eval_interval == 0 or step == max_iters:
             val_loss = evaluate(model, val_data)
-            assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
+            assert val_loss < 100, f'the validation loss is {val_loss}; lower the learning rate'
             if val_loss < best_loss:
                 best_loss = val_loss
                 best = {name: p.clone() for name, p in model.state_dict().items()}
             save()
-            report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-                   f'{time.time() - start_time:.1f} s')
-        if stop:
-            save()
-            report(f'stopped after step {step}')
-            break
-    # best is empty before the first evaluation
-    return merged(best or model.state_dict())
+            print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+                  f'{time.time() - start_time:.1f} s')
+            sample(model, 100)
+    if stop:
+        save()
+        print(f'stopped after step {step}')
+    model.load_state_dict(best or model.state_dict())
+    model.eval()
 
-# rename all now: a later --resume must not find another run's stages
 if not resume:
-    for old in 'pretrained_gpt.pt', 'finetuned_gpt.pt', 'scratch_gpt.pt', 'lora_gpt.pt':
-        if os.path.isfile(old):
-            os.replace(old, old + '.old')
-            print(f'renamed the earlier {old} to {old}.old')
-
+    set_aside(stages)
 signal.signal(signal.SIGINT, interrupt)
-pretrained = train('pretrained', {}, corpus_train, corpus_val,
-                   pretrain_max_iters, pretrain_learning_rate)
-finetuned = train('finetuned', pretrained, train_data, val_data,
-                  max_iters, finetune_learning_rate)
-scratch = train('scratch', {}, train_data, val_data,
-                max_iters, learning_rate)
-stages = {'pretrained': pretrained, 'finetuned': finetuned, 'scratch': scratch}
-if lora_rank > 0:
-    stages['lora'] = train('lora', pretrained, train_data, val_data,
-                           max_iters, lora_learning_rate, lora_rank)
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
-model = GPT().to(device)
+torch.manual_seed(seed)
+pretrained = GPT().to(device)
+train('pretrained', pretrained, corpus_train, corpus_val,
+      pretrain_max_iters, pretrain_learning_rate)
+
+finetuned = copy.deepcopy(pretrained)
+train('finetuned', finetuned, train_data, val_data, max_iters, finetune_learning_rate)
+
+torch.manual_seed(seed)
+scratch = GPT().to(device)
+train('scratch', scratch, train_data, val_data, max_iters, learning_rate)
+
+models = {'pretrained': pretrained, 'finetuned': finetuned, 'scratch': scratch}
+if lora_rank > 0:
+    models['lora'] = copy.deepcopy(pretrained)
+    torch.manual_seed(seed)
+    add_lora(models['lora'], lora_rank)
+    train('lora', models['lora'].to(device), train_data, val_data, max_iters, lora_learning_rate)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if not stop:
     print('\nval loss on    corpus  input.txt')
-    for stage, weights in stages.items():
-        model.load_state_dict(weights)
-        corpus_loss = evaluate(model, corpus_val)
-        val_loss = evaluate(model, val_data)
-        print(f'{stage:10} {corpus_loss:10.4f} {val_loss:10.4f}')
+    for stage, model in models.items():
+        print(f'{stage:10} {evaluate(model, corpus_val):10.4f} {evaluate(model, val_data):10.4f}')
 
 # ------------------------------------------------------------------ sampling
-model.load_state_dict(finetuned)
-model.eval()
-print('-' * 64 + '\n' + prompt, end='')
-idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
-for token in model.generate(idx, max_new_tokens, temperature, top_k):
-    print(decode(token[0]), end='', flush=True)
-print()
+sample(finetuned, max_new_tokens)

@@ -6,9 +6,9 @@ from common import (SCRIPTS, SHAKESPEARE, SMALL, TEXT, TEXTUAL, UNIQUE, UNTRAINE
 
 DIFFER = {  # functions that a script has in a form of its own
     'get_batch': 'addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
-    'evaluate': 'bigram.py addition_gpt.py pretrain_finetune.py modern_gpt.py gpt2.py',
-    'save': 'pretrain_finetune.py modern_gpt.py gpt2.py', 'fetch': 'gpt2.py',
-    'interrupt': 'pretrain_finetune.py modern_gpt.py gpt2.py',
+    'evaluate': 'bigram.py addition_gpt.py modern_gpt.py gpt2.py',
+    'save': 'modern_gpt.py gpt2.py',
+    'interrupt': 'modern_gpt.py gpt2.py',
     'sample': 'bigram.py',
     '': 'addition_gpt.py modern_gpt.py gpt2.py'}  # all parts of the model
 

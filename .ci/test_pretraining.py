@@ -1,10 +1,10 @@
 """pretrain_finetune.py: the corpus, its stages, LoRA."""
-import os, re, unittest, urllib.error
+import os, re, sys, unittest
 from unittest import mock
 import numpy as np
 import torch
-from common import (OVERFITS, STAGES, TEXT, UNTRAINED, evaluate, folder_with, load, losses, run,
-                    sample, serve)
+from common import (OVERFITS, STAGES, TEXT, UNTRAINED, Screen, end, evaluate, folder_with,
+                    interrupt, load, losses, run, sample, serve)
 
 SCRIPT = 'pretrain_finetune.py'
 FINEWEB = '/datasets/kjj0/fineweb10B-gpt2/resolve/main/fineweb_train_000001.bin'
@@ -29,83 +29,134 @@ class Pretraining(unittest.TestCase):
             data = torch.cat((names['corpus_train'], names['corpus_val']))
             self.assertEqual(names['decode'](data.tolist()), (converted + '\n') * 200)
             self.assertEqual(len(names['corpus_val']), len(data) // 10)
-        for corpus, message in (('ДОМ, дом\n' * 999, 'most of its characters'),
+        for corpus, message in (('ДОМ, дом\n' * 999, 'most characters'),
                                 ('to be\n' * 20, 'odd.txt needs 170 characters')):
             (folder / 'odd.txt').write_text(corpus, encoding='utf-8')
             self.assertIn(message, run(SCRIPT, f'{UNTRAINED} --corpus=odd.txt', folder).message)
 
+    def test_leak(self):
+        """A corpus with a long passage of the validation text is refused; a quotation is not."""
+        text = ''.join(map(chr, range(20000, 24000)))
+        for passage, message in ((text[-225:], 'validation'), (text[-150:], 'fine'),
+                                 (text[:3600], 'fine')):
+            folder = folder_with(text)
+            (folder / 'odd.txt').write_text(text[::-1] + passage, encoding='utf-8')
+            self.assertIn(message, run(SCRIPT, f'{UNTRAINED} --corpus=odd.txt', folder).message)
+
     @mock.patch('tiktoken.get_encoding')
     def test_corpus(self, encoding):
-        """A text or a shard of tokens is fetched once; a damaged one leaves nothing behind."""
+        """The beginning of a text or of FineWeb's tokens is fetched once; what breaks off leaves
+        nothing behind."""
         # a token is a byte
         encoding.return_value.decode = lambda tokens: bytes(tokens).decode(errors='replace')
         text = '\n\nThe king sees – naïve – cats.\n'.encode() * 40000
         tokens = np.frombuffer(b'<|endoftext|>' + text[2:], np.uint8).astype('<u2').tobytes()
-        header, short = (np.array([20240520, 1, n] + 253 * [0], '<i4').tobytes()
-                         for n in (len(tokens) // 2, 9000))
-        files = {  # path: contents, how many bytes of the text are read or why none
-            FINEWEB: (header + tokens, 250_000 - 11), '/good.txt': (text, 10**6),
-            '/small.bin': (short + tokens[:18000], 9000 - 11),
-            '/cut.bin': (header + tokens[:90000], 'incomplete'),
-            '/few.bin': (short + tokens[:17998], 'incomplete'),
-            '/magic.bin': (b'7' + header[1:] + tokens, 'tokens'),
-            '/broken.txt': (text, 'IncompleteRead'), '/none.bin': (None, '404')}
-        more = f'{UNTRAINED} --megabytes=1 --corpus='
-        bodies = {path: body for path, (body, _) in files.items() if body}
-        with serve(bodies, ['/broken.txt']) as (_, asked):
-            for path, (_, result) in files.items():
-                corpus = 'fineweb' if path == FINEWEB else f'https://a.org{path}'
-                first = run(SCRIPT, more + corpus)
+        header = np.array([20240520, 1, len(tokens) // 2] + 253 * [0], '<i4').tobytes()
+        url = 'https://a.org/text.txt'
+        for corpus, body, broken, result in (  # how many bytes of the text are read or why none
+                ('fineweb', header + tokens, [], 250_000 - 11), (url, text, [], 10**6),
+                ('fineweb', header + tokens[:18000], [], 9000 - 11),
+                ('fineweb', b'7' + header[1:] + tokens, [], 'fineweb'),
+                (url, text, ['/text.txt'], 'IncompleteRead'), (url, None, [], '404')):
+            page = FINEWEB if corpus == 'fineweb' else '/text.txt'
+            more = f'{UNTRAINED} --megabytes=1 --corpus={corpus}'
+            with serve({page: body} if body else {}, broken) as (_, asked):
+                first = run(SCRIPT, more)
                 if isinstance(result, str):
                     self.assertIn(result, first.message)
-                    self.assertEqual({*os.listdir(first.folder)}, {'corpus.txt', 'input.txt'})
                 else:
-                    again = run(SCRIPT, more + corpus, first.folder)
-                    kept = next(first.folder.glob('*_1MB.txt')).read_text(encoding='utf-8')
-                    self.assertEqual(kept.rstrip('\ufffd'), text[:result].decode(errors='ignore'))
-                    self.assertEqual(again.names['corpus_text'], kept)
-            self.assertEqual(asked, [*files])
+                    again = run(SCRIPT, more, first.folder)
+                    for names in first.names, again.names:
+                        self.assertEqual(names['original'].rstrip('\ufffd'),
+                                         text[:result].decode(errors='ignore'))
+                self.assertEqual(asked, [page])
+            if broken or not body:
+                self.assertEqual({*os.listdir(first.folder)}, {'corpus.txt', 'input.txt'})
 
-    def test_offline(self):
-        """The docstrings of Python and PyTorch, without tests and other packages, instead."""
+    def test_docstrings(self):
+        """The docstrings of Python and PyTorch, without tests and other packages."""
         root = folder_with(None) / 'tests[a]'
         for path in 'os.py', 'a/a.py', 'site-packages/b.py', 'test/c.py', 'data.txt':
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text('"""A."""\nclass C:\n    r"""B.\n\n    b"""\n    """C."""\n')
-        with (mock.patch('urllib.request.urlopen', side_effect=urllib.error.URLError('offline')),
-              mock.patch('sysconfig.get_path', return_value=str(root)),
+        with (mock.patch('sysconfig.get_path', return_value=str(root)),
               mock.patch.object(torch, '__path__', [str(root / 'a')])):
-            ended = run(SCRIPT, '--corpus=fineweb')
-        self.assertIn('docstrings', ended.message)  # which are too few here
-        self.assertEqual(ended.names['corpus_text'], '\n\n'.join(3 * ['A.', 'B.\n\nb', 'C.']))
+            ended = run(SCRIPT, '--corpus=docstrings')
+        self.assertIn('docstrings needs', ended.message)  # these are too few
+        self.assertEqual(ended.names['original'], '\n\n'.join(3 * ['A.', 'B.\n\nb', 'C.']))
 
     def test_stages(self):
         """From the pretrained weights, and from scratch as gpt.py does; the table is exact."""
-        more = '--max_iters=20 --dropout=0 --warmup_ratio=0.05'  # a step, as pretrain_finetune.py
+        more = '--max_iters=20 --dropout=0'
         first = run(SCRIPT, more, folder_with(OVERFITS))
         names, lines, found = first.names, losses(first.out), table(first.out)
-        model, best = names['model'], load(first, 'finetuned_gpt')['best']
-        for name, p in model.state_dict().items():  # which writes the sample
-            self.assertTrue(torch.equal(p, best[name]), name)
         self.assertEqual(len(sample(first.out)), 41)
         self.assertEqual(losses(run('gpt.py', more, folder_with(OVERFITS)).out), lines[8:])
         for i, (stage, part) in enumerate(zip(found, (lines[:3], lines[3:8], lines[8:]))):
-            best = min(loss for *_, loss in part)
-            self.assertEqual(found[stage][min(i, 1)], f'{best:.4f}')
-            model.load_state_dict(load(first, f'{stage}_gpt')['best'])
-            exact = [evaluate(names, model, names[text]) for text in ('corpus_val', 'val_data')]
+            best = load(first, f'{stage}_gpt')['best']
+            for name, p in names[stage].state_dict().items():
+                self.assertTrue(torch.equal(p, best[name]), name)
+            self.assertEqual(found[stage][min(i, 1)], f'{min(loss for *_, loss in part):.4f}')
+            exact = [evaluate(names, names[stage], names[text])
+                     for text in ('corpus_val', 'val_data')]
             self.assertEqual([f'{loss:.4f}' for loss in exact], found[stage])
         self.assertGreater(lines[7][2], min(loss for *_, loss in lines[3:8]))
         still = table(run(SCRIPT, '--finetune_learning_rate=1e-12').out)
         self.assertEqual(still['pretrained'], still['finetuned'])
+        # gpt.py continues with a stage
+        only = f'{more} --resume --checkpoint=pretrained_gpt.pt --max_iters=0'
+        sampled = run('gpt.py', only, first.folder)
+        self.assertIn('fine', sampled.message)
+        best = load(first, 'pretrained_gpt')['best']
+        for name, p in sampled.names['model'].state_dict().items():
+            self.assertTrue(torch.equal(p, best[name]), name)
         (first.folder / 'input.txt').write_text(TEXT, encoding='utf-8')
         self.assertIn('another input.txt', run(SCRIPT, f'{more} --resume', first.folder).message)
+
+    def test_killed(self):
+        """Killed before any stage of a run and resumed: the same as never killed. A stage that
+        trains again leaves no file of an earlier run behind it."""
+        more = '--lora_rank=2'
+        for run_again, first in (('--seed=3', False), ('--pretrain_max_iters=16 --resume', True)):
+            whole = run(SCRIPT, more)
+            earlier = {path.name: path.read_bytes() for path in whole.folder.glob('*.pt')}
+            whole = run(SCRIPT, f'{more} {run_again}', whole.folder)
+            for i, stage in enumerate(STAGES):
+                folder = folder_with(TEXT)
+                for name, contents in earlier.items():
+                    (folder / name).write_bytes(contents)
+                screen = Screen(f'^{stage}: ', sys.exit)
+                run(SCRIPT, f'{more} {run_again}', folder, screen=screen)
+                self.assertIsNone(screen.action)  # it has been called
+                if i > 0:
+                    self.assertEqual({path.stem for path in folder.glob('*.pt')},
+                                     {f'{done}_gpt' for done in STAGES[:i]})
+                again = run_again if '--resume' in run_again else f'{run_again} --resume'
+                resumed = run(SCRIPT, f'{more} {again}', folder)
+                if i == 0 and not first:
+                    self.assertIn('pretrained_gpt.pt', resumed.message)  # nothing to resume
+                else:
+                    self.assertTrue(end(resumed) == end(whole))
+
+    def test_interrupted(self):
+        """After Ctrl-C in a stage no later one runs; the sample is that of the best so far."""
+        for i, stage in enumerate(STAGES):
+            screen = Screen(f'^{stage}:.*?^ +6 ', interrupt)
+            stopped = run(SCRIPT, '--lora_rank=2', screen=screen)
+            names = stopped.names
+            self.assertEqual({path.stem for path in stopped.folder.glob('*.pt')},
+                             {f'{one}_gpt' for one in STAGES[:i + 1]})
+            self.assertEqual(table(stopped.out), {})
+            self.assertEqual(len(sample(stopped.out)), 41)
+            best = load(stopped, f'{STAGES[min(i, 1)]}_gpt')['best']
+            for name, p in names['finetuned'].state_dict().items():
+                self.assertTrue(torch.equal(p, best[name]), name)
 
     def test_lora(self):
         """At first it changes nothing; only A and B are learned; what is evaluated is W + B A."""
         trained = run(SCRIPT, '--lora_rank=2 --lora_learning_rate=0.02 --dropout=0')
         names = trained.names
-        self.assertRegex(trained.out, r'\nlora: 2,048 of [\d,]+ parameters are trainable\n')
+        self.assertRegex(trained.out, r'\nlora: 2,048 trainable parameters\n')
         before, after = load(trained, 'pretrained_gpt')['best'], load(trained, 'lora_gpt')['best']
         model, merged = names['GPT']().eval(), names['GPT']().eval()
         model.load_state_dict(before)
