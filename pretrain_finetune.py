@@ -2,19 +2,19 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch>=2.5", "numpy", "tiktoken"]
 # ///
-"""Pretrain a GPT on a large text, fine-tune it on Shakespeare, and see what that was worth.
+"""Pretrain a GPT on a large text, fine-tune it on Shakespeare, measure what that was worth.
 
     python pretrain_finetune.py                     pretrain, fine-tune, compare
     python pretrain_finetune.py --corpus=book.txt   pretrain on another text
     python pretrain_finetune.py --resume            continue (repeat the other settings, too)
-    python pretrain_finetune.py --resume --lora_rank=8     also fine-tune with LoRA
+    python pretrain_finetune.py --resume --lora_rank=8     the same, and fine-tune with LoRA
 
 On 2 cores of an AMD EPYC the three stages take N s (N s in float32 with AVX2, as on most Intel
 laptops). With the docstrings of Python 3.11.7 and PyTorch 2.13.0 as the corpus, the fine-tuned
 model reaches N nats per character on input.txt; the model from scratch, with as many steps on
 input.txt, N.
 
-The weights of a stage: torch.load('finetuned_gpt.pt')['best']. To continue or sample with them:
+torch.load('finetuned_gpt.pt')['best'] are the weights of a stage. To sample from them again:
 python gpt.py --resume --checkpoint=finetuned_gpt.pt --max_iters=0
 
 New since gpt.py (diff -w shows it): a corpus; the training loop as a function, called once for
@@ -55,12 +55,12 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
 # pretraining and fine-tuning
-corpus = 'fineweb' if device == 'cuda' else 'docstrings'  # or a text file, or a text's URL
+corpus = 'fineweb' if device == 'cuda' else 'docstrings'  # or a text file or URL
 megabytes = 100 if device == 'cuda' else 20  # of the corpus, at most
 pretrain_max_iters = 10000 if device == 'cuda' else 7000  # steps on the corpus
 pretrain_learning_rate = 1e-3 if device == 'cuda' else 2e-3  # peak
 finetune_learning_rate = 3e-4 if device == 'cuda' else 2e-3  # peak; a lower one forgets less
-lora_rank = 0  # rank of the LoRA stage (0 = no such stage)
+lora_rank = 0  # rank of the LoRA stage (0 = no such stage); delete lora_gpt.pt to change it
 lora_learning_rate = 2e-3 if device == 'cuda' else 1.2e-2  # peak
 
 def fastest():
@@ -125,7 +125,7 @@ def get_batch(train_data):
     return xy[:, :-1], xy[:, 1:]
 
 # The corpus is a large text. FineWeb, text from the web (Penedo et al. 2024), comes as GPT-2
-# tokens: 256 int32 of header (the first is 20240520), then the tokens as uint16.
+# tokens: a header of 1024 bytes that begins with the number 20240520, then 2 bytes a token.
 fineweb = ('https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
            'fineweb_train_000001.bin')
 
@@ -147,10 +147,11 @@ def first_bytes(source, size):
         if not os.path.exists(path):
             print('downloading', source)
             request = urllib.request.Request(source, headers={'Range': f'bytes=0-{size - 1}'})
-            with urllib.request.urlopen(request, timeout=30) as response:
-                download = response.read()[:size]  # a server may ignore Range and send it all
-            with open(path, 'wb') as file:
+            # a server may ignore Range and send it all
+            download = urllib.request.urlopen(request, timeout=30).read()[:size]
+            with open(path + '.tmp', 'wb') as file:
                 file.write(download)
+            os.replace(path + '.tmp', path)
     with open(path, 'rb') as file:
         return file.read(size)
 
@@ -160,8 +161,8 @@ def read_corpus():
     if corpus == 'docstrings':
         return docstrings()[:size]
     if corpus == 'fineweb':
-        raw = first_bytes(fineweb, 1024 + size // 2)  # a token has about 4 characters
-        assert int.from_bytes(raw[:4], 'little') == 20240520, 'fineweb: not GPT-2 tokens'
+        raw = first_bytes(fineweb, 1024 + size // 2)  # 2 bytes for about 4 characters
+        assert int.from_bytes(raw[:4], 'little') == 20240520, 'not GPT-2 tokens: delete corpus_*'
         tokens = np.frombuffer(raw, '<u2', offset=1024).tolist()
         return tiktoken.get_encoding('gpt2').decode(tokens).replace('<|endoftext|>', '\n\n')
     return first_bytes(corpus, size).decode('utf-8-sig', errors='replace')
@@ -179,12 +180,13 @@ def plain(text):
 
 original = read_corpus()
 corpus_text = plain(original)
-print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct; corpus: '
-      f'{len(original):,}, converted {len(corpus_text):,}')
-assert len(corpus_text) > len(original) / 2, f'{corpus}: most characters are not in input.txt'
-for i in range(20):  # has the corpus the validation text in it? then its loss means nothing
-    piece = text[n + i * max(0, len(val_data) - 200) // 19:][:200]
-    assert piece not in corpus_text, f'{corpus} contains the validation text: {piece[:50]!r}'
+print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct; '
+      f'corpus: {len(original):,} characters, {len(corpus_text):,} after conversion')
+assert len(corpus_text) >= len(original) / 2, f'{corpus}: most characters are not in input.txt'
+for i in range(20):  # a model that has read the validation text would look too good
+    start = n + i * max(0, len(val_data) - 200) // 19
+    piece = text[start:start + 200]
+    assert piece not in corpus_text, f'{corpus} contains validation text: {piece[:50]!r}'
 corpus_data = torch.tensor(encode(corpus_text), device=device)
 n = len(corpus_data) - min(len(corpus_data) // 10, 100_000)
 corpus_train = corpus_data[:n]
@@ -290,13 +292,13 @@ class GPT(nn.Module):
             yield token
 
 class LoRA(nn.Linear):
-    """A linear layer with the matrix W + B A (Hu et al. 2021). W (n_out, n_in) stays as it is;
-    only A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
+    """A linear layer with the matrix W + B A (Hu et al. 2021). W (n_out, n_in) is frozen; only
+    A (rank, n_in) and B (n_out, rank) are trained: far fewer numbers."""
 
     def __init__(self, W, rank):
         n_out, n_in = W.shape
         super().__init__(n_in, n_out, bias=False)
-        self.weight = W
+        self.weight = W  # frozen by add_lora
         self.A = nn.Parameter(torch.randn(rank, n_in) * n_in ** -0.5)
         self.B = nn.Parameter(torch.zeros(n_out, rank))  # so at first B A is zero
 
@@ -350,9 +352,9 @@ def sample(model, n):
 
 stages = ['pretrained', 'finetuned', 'scratch', 'lora']  # their files: pretrained_gpt.pt, ...
 
-def set_aside(stages):
-    """Rename the checkpoints of these stages, which belong to an earlier run."""
-    for checkpoint in [f'{stage}_gpt.pt' for stage in stages]:
+def set_aside(names):
+    """Rename the checkpoints of these stages: a later --resume must not take them for its own."""
+    for checkpoint in [f'{name}_gpt.pt' for name in names]:
         if os.path.isfile(checkpoint):
             os.replace(checkpoint, checkpoint + '.old')
             print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
@@ -366,7 +368,7 @@ def interrupt(*_):
 
 def train(stage, model, train_data, val_data, max_iters, learning_rate):
     """Train the model and leave it with its best weights: those of the lowest validation loss.
-    With resume, a stage that was interrupted continues; one that was finished is loaded."""
+    With resume, an unfinished stage continues; a finished one is only loaded."""
     if stop:
         return  # Ctrl-C in an earlier stage
     n_trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -444,29 +446,27 @@ def train(stage, model, train_data, val_data, max_iters, learning_rate):
     if stop:
         save()
         print(f'stopped after step {step}')
-    model.load_state_dict(best or model.state_dict())
+    if best:
+        model.load_state_dict(best)
     model.eval()
 
 if not resume:
     set_aside(stages)
 signal.signal(signal.SIGINT, interrupt)
 
+# a model goes in and comes out trained
 torch.manual_seed(seed)
 pretrained = GPT().to(device)
+scratch = copy.deepcopy(pretrained)  # the same first weights
 train('pretrained', pretrained, corpus_train, corpus_val,
       pretrain_max_iters, pretrain_learning_rate)
-
 finetuned = copy.deepcopy(pretrained)
 train('finetuned', finetuned, train_data, val_data, max_iters, finetune_learning_rate)
-
-torch.manual_seed(seed)
-scratch = GPT().to(device)
 train('scratch', scratch, train_data, val_data, max_iters, learning_rate)
-
 models = {'pretrained': pretrained, 'finetuned': finetuned, 'scratch': scratch}
 if lora_rank > 0:
-    models['lora'] = copy.deepcopy(pretrained)
     torch.manual_seed(seed)
+    models['lora'] = copy.deepcopy(pretrained)
     add_lora(models['lora'], lora_rank)
     train('lora', models['lora'].to(device), train_data, val_data, max_iters, lora_learning_rate)
 

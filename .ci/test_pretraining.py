@@ -37,7 +37,7 @@ class Pretraining(unittest.TestCase):
     def test_leak(self):
         """A corpus with a long passage of the validation text is refused; a quotation is not."""
         text = ''.join(map(chr, range(20000, 24000)))
-        for passage, message in ((text[-225:], 'validation'), (text[-150:], 'fine'),
+        for passage, message in ((text[-225:], 'validation text'), (text[-150:], 'fine'),
                                  (text[:3600], 'fine')):
             folder = folder_with(text)
             (folder / 'odd.txt').write_text(text[::-1] + passage, encoding='utf-8')
