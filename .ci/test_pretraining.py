@@ -56,7 +56,7 @@ class Pretraining(unittest.TestCase):
         for corpus, body, broken, result in (  # how many bytes of the text are read or why none
                 ('fineweb', header + tokens, [], 250_000 - 11), (url, text, [], 10**6),
                 ('fineweb', header + tokens[:18000], [], 9000 - 11),
-                ('fineweb', b'7' + header[1:] + tokens, [], 'fineweb'),
+                ('fineweb', b'7' + header[1:] + tokens, [], 'GPT-2 tokens'),
                 (url, text, ['/text.txt'], 'IncompleteRead'), (url, None, [], '404')):
             page = FINEWEB if corpus == 'fineweb' else '/text.txt'
             more = f'{UNTRAINED} --megabytes=1 --corpus={corpus}'
