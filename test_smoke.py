@@ -205,7 +205,8 @@ class Smoke(unittest.TestCase):
             with self.subTest(script + settings):
                 tiny, earlier = fit(script, TINY), None
                 if 'resume' in settings:  # it needs something to continue
-                    earlier = execute(script, tiny).folder
+                    where = ' '.join(re.findall(r'--checkpoint=\S+', settings))
+                    earlier = execute(script, f'{tiny} {where}').folder
                 if '--max_iters=0' in settings:
                     tiny = re.sub(r'--max_iters=\d+', '', tiny)
                 settings = settings.replace('init_from=gpt2', f'init_from={export}')
