@@ -183,10 +183,6 @@ corpus_text = plain(original)
 print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct; '
       f'corpus: {len(original):,} characters, {len(corpus_text):,} after conversion')
 assert len(corpus_text) >= len(original) / 2, f'{corpus}: most characters are not in input.txt'
-for i in range(20):  # a model that has read the validation text would look too good
-    start = n + i * max(0, len(val_data) - 200) // 19
-    piece = text[start:start + 200]
-    assert piece not in corpus_text, f'{corpus} contains validation text: {piece[:50]!r}'
 corpus_data = torch.tensor(encode(corpus_text), device=device)
 n = len(corpus_data) - min(len(corpus_data) // 10, 100_000)
 corpus_train = corpus_data[:n]
@@ -322,6 +318,10 @@ assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} chara
 assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
 assert not resume or os.path.isfile('pretrained_gpt.pt'), 'no pretrained_gpt.pt to resume'
 assert temperature > 0, 'temperature must be above 0'
+for i in range(20):  # a model that has read the validation text would look too good
+    start = len(train_data) + i * max(0, len(val_data) - 200) // 19
+    piece = text[start:start + 200]
+    assert piece not in corpus_text, f'{corpus} contains validation text: {piece[:50]!r}'
 
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
 device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
