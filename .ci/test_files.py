@@ -83,7 +83,8 @@ class Files(unittest.TestCase):
             short = '161|short'
             for text, message in (('', short), ('to be', short), (UNIQUE * 5, 'fine'),
                                   ('Caf\xe9'.encode('latin-1') * 99, 'utf-8'),
-                                  ('a' * 20000, 'fine|validation text'), ('\ufeff' + 'to be\r\n' * 400, 'fine')):
+                                  ('a' * 20000, 'fine|validation text'),
+                                  ('\ufeff' + 'to be\r\n' * 400, 'fine')):
                 ended = run(script, '--vocab_size=257', folder_with(text))
                 self.assertRegex(ended.message, message)
             if script != 'gpt2.py':  # of the last text: no byte-order mark, no CR

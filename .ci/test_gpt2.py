@@ -157,7 +157,7 @@ class Gpt2(unittest.TestCase):
             self.assertEqual([len(shard) for shard in found['train_shards']], [3000, 4000])
             self.assertEqual(len(found['val_data']), 1985)  # whole sequences
         # an epoch takes each piece once; each has an offset and an order of its own
-        pieces = call(names, 'sequences', train_shards=[np.arange(96), np.arange(1000, 1048)])
+        pieces = names['sequences']([np.arange(96), np.arange(1000, 1048)])
         offsets, orders = set(), set()
         for _ in range(4):
             epoch = [next(pieces).tolist() for _ in range(5 + 2)]
@@ -168,7 +168,7 @@ class Gpt2(unittest.TestCase):
             offsets.add(a)
             orders.add(tuple(piece[0] - a for piece in epoch[:5]))
         self.assertTrue(len(offsets) > 1 and len(orders) > 1)
-        x, y = call(names, 'get_batch', source=call(names, 'sequences'))
+        x, y = names['get_batch'](names['sequences'](names['train_shards']))
         self.assertEqual(x.shape, (8, 16))
         self.assertTrue(torch.equal(x + 1, y))
         for more, message in (('--vocab_size=300', 'vocab_size must be 50257'),
