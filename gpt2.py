@@ -53,7 +53,8 @@ if '--device=cpu' in sys.argv:  # the sizes below depend on the device
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
 # weights to start from: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', or a folder
-# with model.safetensors and config.json; their sizes then replace those below
+# with model.safetensors and config.json; their sizes then replace those below (only --block_size
+# on the command line can shorten theirs)
 init_from = ''
 dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
 n_shards = 1  # shards of web text to train on, 100 million tokens each
@@ -85,7 +86,7 @@ temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 200  # sample from the k most likely tokens (0 = all, 1 = greedy)
 top_p = 0.95  # nucleus sampling: keep the top tokens with this total probability
 max_new_tokens = 200  # tokens to write
-int8 = False  # round the weights to 8 bits before the sample: faster (on a CPU)
+int8 = False  # round the weights to 8 bits before the sample: faster (CPU only)
 
 def fastest():
     """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
@@ -199,7 +200,7 @@ def fetch(url, path):
         socket.setdefaulttimeout(30)  # give up after 30 s without data
         urllib.request.urlretrieve(url, path + '.tmp')  # an error if it ends early
         os.replace(path + '.tmp', path)
-    if world_size > 1:
+    if dist.is_initialized():
         dist.barrier()
 
 def read_text():
@@ -238,7 +239,7 @@ def read_tokens(encoding):
     train = [read_shard(path) for path in paths if 'val' not in os.path.basename(path)]
     val = [read_shard(path) for path in paths if 'val' in os.path.basename(path)]
     assert train and len(val) == 1, (
-        f'{dataset}: {len(train)} shards to train on, {len(val)} to validate on')
+        f'{dataset}: needs shards (*.bin), one of them with val in its name')
     return train, val[0][:10_000_000]  # enough for a precise loss
 
 def sequences(shards):
@@ -258,13 +259,13 @@ def get_batch(source):
     """This process's share x (total_batch_size / block_size / world_size, T) of the next
     sequences of the source; y is x shifted by one token."""
     batch = list(itertools.islice(source, total_batch_size // block_size))
-    xy = np.stack(batch[rank::world_size]).astype(np.int64)
-    xy = torch.from_numpy(xy).to(device)
+    xy = torch.from_numpy(np.stack(batch[rank::world_size]).astype(np.int64)).to(device)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ weights
 # The safetensors format: length of the header (8 bytes), header (JSON: type, shape and
-# byte range of each tensor), numbers.
+# byte range of each tensor), numbers. GPT-2's files store these as (inputs, outputs):
+transposed = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
 
 def read_safetensors(path):
     """Yield (name, tensor) for each tensor of a file, mapped into memory."""
@@ -284,10 +285,6 @@ def read_safetensors(path):
         data = np.memmap(path, np.uint8, 'c', offset=start + first, shape=last - first)
         tensor = torch.from_numpy(data).view(dtypes[info['dtype']])
         yield name, tensor.view(info['shape'])
-
-def is_transposed(name):
-    """Is the tensor of this name stored as (inputs, outputs) in GPT-2's files?"""
-    return name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight'))
 
 # ------------------------------------------------------------------ model
 # GPT-2 (Radford et al. 2019), down to its names, its biases and its tanh GELU.
@@ -401,18 +398,15 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        context = self.config.block_size
-        idx = idx[:, -context:]
+        idx = idx[:, -self.config.block_size:]
         cache = {'length': 0}  # how many positions are cached; each layer adds keys and values
         for _ in range(max_new_tokens):
-            if idx.shape[1] > context:  # full: reread the last half
-                idx = idx[:, -max(1, context // 2):]
+            if idx.shape[1] > self.config.block_size:  # the cache is full: reread the last half
+                idx = idx[:, -max(1, self.config.block_size // 2):]
                 cache = {'length': 0}
             logits, _ = self(idx, cache=cache)
             logits = logits[:, -1] / temperature  # (B, vocab_size), of the last position
-            n = logits.shape[1]
-            if top_k > 0:
-                n = min(top_k, n)
+            n = min(top_k, logits.shape[1]) if top_k > 0 else logits.shape[1]
             logits, tokens = logits.topk(n)  # likeliest first
             if top_p < 1:  # keep the fewest that reach top_p together (Holtzman et al. 2020)
                 probs = F.softmax(logits, dim=-1)
@@ -460,7 +454,7 @@ class GPT(nn.Module):
             key = key.removeprefix('transformer.')
             if key.endswith(('.attn.bias', '.attn.masked_bias')):
                 continue  # causal masks
-            if is_transposed(key):
+            if key.endswith(transposed):
                 tensor = tensor.t()
             if key in ('wte.weight', 'lm_head.weight'):
                 tensor = tensor[:vocab_size]
@@ -470,17 +464,18 @@ class GPT(nn.Module):
         with torch.device('meta'):  # its memory comes from the tensors loaded above
             model = cls(config)
         model.load_state_dict(state, assign=True)
-        model.lm_head.weight = model.wte.weight  # one table again
+        model.lm_head.weight = model.wte.weight  # shared, as in __init__
         return model
 
     def save_pretrained(self, folder):
         """Write model.safetensors and config.json, for from_pretrained or transformers."""
+        folder = os.path.expanduser(folder)
         os.makedirs(folder, exist_ok=True)
         header = {'__metadata__': {'format': 'pt'}}
         data = bytearray()
         for name, p in self.named_parameters():
             p = p.detach().float().cpu()
-            if is_transposed(name):
+            if name.endswith(transposed):
                 p = p.t()
             first = len(data)
             data += p.contiguous().numpy().tobytes()
@@ -493,12 +488,11 @@ class GPT(nn.Module):
             file.write(len(header).to_bytes(8, 'little') + header)
             file.write(data)
         os.replace(path + '.tmp', path)
-        config = self.config
-        stored = dict(architectures=['GPT2LMHeadModel'], model_type='gpt2',
-                      n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd,
-                      n_positions=config.block_size, vocab_size=config.vocab_size,
-                      activation_function='gelu_new', bos_token_id=config.vocab_size - 1,
-                      eos_token_id=config.vocab_size - 1)
+        c = self.config
+        stored = dict(architectures=['GPT2LMHeadModel'], model_type='gpt2', n_layer=c.n_layer,
+                      n_head=c.n_head, n_embd=c.n_embd, n_positions=c.block_size,
+                      vocab_size=c.vocab_size, activation_function='gelu_new',
+                      bos_token_id=c.vocab_size - 1, eos_token_id=c.vocab_size - 1)
         with open(f'{folder}/config.json', 'w', encoding='utf-8') as file:
             json.dump(stored, file, indent=2)
 
@@ -525,7 +519,7 @@ def round_to_int8(model):
             if isinstance(layer, nn.Linear) and layer.in_features % 16 == 0:
                 setattr(parent, name, Int8Linear(layer))
 
-# ------------------------------------------------------------------ scores
+# ------------------------------------------------------------------ scores and samples
 def sum_over_ranks(number):
     """The sum of number over all processes."""
     if world_size == 1:
@@ -539,13 +533,13 @@ def evaluate(model, tokens):
     """Mean loss over all whole sequences of the tokens (an array), in nats per token."""
     model.eval()  # dropout off
     T = model.config.block_size
-    tokens = torch.from_numpy(tokens.astype(np.int64)).to(device)
+    tokens = torch.from_numpy(tokens.astype(np.int64)).to(model.wte.weight.device)
     n = (len(tokens) - 1) // T  # number of whole sequences
     x = tokens[:n * T].view(n, T)[rank::world_size]
     y = tokens[1:n * T + 1].view(n, T)[rank::world_size]
     total = 0.0
     for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
-        if len(xb) > 0:  # a process can have none
+        if len(xb) > 0:  # of few sequences a process can have none
             with autocast:
                 _, loss = model(xb, yb)
             total += loss.item() * len(xb)
@@ -576,13 +570,12 @@ def score_hellaswag(model, encoding, questions):
         for ending in question['endings']:
             ending = encoding.encode_ordinary(' ' + ending)
             ids = (start + ending)[-model.config.block_size - 1:]
-            idx = torch.tensor(ids, device=device)
+            idx = torch.tensor(ids, device=model.wte.weight.device)
             with autocast:
                 logits, _ = model(idx[None, :-1])
             losses = F.cross_entropy(logits[0], idx[1:], reduction='none')[-len(ending):]
             scores.append((losses.sum().item(), losses.mean().item()))
-        chosen = np.argmin(scores, axis=0)  # by sum, by mean
-        n_right += (chosen == question['label'])  # 0 or 1
+        n_right += np.argmin(scores, axis=0) == question['label']  # by sum, by mean
     return [sum_over_ranks(n) / len(questions) for n in n_right]
 
 def sample(model, encoding, n):
@@ -590,7 +583,7 @@ def sample(model, encoding, n):
     model.eval()
     print('-' * 64 + '\n' + prompt, end='')
     idx = encoding.encode_ordinary(prompt) or [encoding.eot_token]
-    idx = torch.tensor([idx], device=device)  # (1, T)
+    idx = torch.tensor([idx], device=model.wte.weight.device)  # (1, T)
     utf8 = codecs.getincrementaldecoder('utf-8')('replace')  # a token can end inside a character
     with autocast:
         for token in model.generate(idx, n, temperature, top_k, top_p):
@@ -622,13 +615,13 @@ if __name__ == '__main__':
     elif init_from:
         model = GPT.from_pretrained(init_from, dropout)
         sizes = dataclasses.asdict(model.config)
-        del sizes['dropout']
+        del sizes['dropout']  # no size
         path = os.path.expanduser(f'{init_from}/merges.json')
         if os.path.exists(path):
             with open(path) as file:
                 merges = json.load(file)
 
-    # the vocabulary: that of the weights; for random ones learned from the text
+    # the vocabulary: that of the weights; for random ones learned from the text, or GPT-2's
     if is_text and not sizes:
         train_text, _ = read_text()
         merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)  # and one for <|endoftext|>
@@ -642,7 +635,7 @@ if __name__ == '__main__':
         model.crop(block_size)
         sizes['block_size'] = block_size
     for name, size in sizes.items():
-        assert globals()[name] == size, f'{name} must be {size}'
+        assert globals()[name] == size, f'{name} must be {size}, as in weights or vocabulary'
     assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
     assert checkpoint and (os.path.isfile(checkpoint) or not os.path.exists(checkpoint)), (
         f'checkpoint: {checkpoint!r} is not a file')
@@ -655,7 +648,6 @@ if __name__ == '__main__':
     questions = read_hellaswag(hellaswag) if hellaswag > 0 else []
 
     # the tokens to train on: of the text, or shards
-    checksum = 0  # of the tokens to validate on
     if max_iters > 0:
         assert is_text or merges is None, f'{dataset} is in GPT-2 tokens, unlike the weights'
         train_shards, val_data = read_tokens(encoding)
@@ -663,13 +655,14 @@ if __name__ == '__main__':
               f'{len(val_data):,} to validate on')
         shortest = min(map(len, train_shards + [val_data]))
         assert shortest >= 2 * block_size, (
-            f'{dataset} is too short: {shortest} tokens, {2 * block_size} are needed')
+            f'{dataset} is too short: a part has {shortest} tokens, {2 * block_size} are needed')
         n_parts, rest = divmod(total_batch_size, batch_size * block_size * world_size)
         assert n_parts > 0 and rest == 0, (
-            f'total_batch_size must be a multiple of {batch_size * block_size * world_size}')
+            f'total_batch_size must be a multiple of {batch_size * block_size * world_size}, '
+            'which is batch_size x block_size x processes')
         # whole sequences, and the last target
         val_data = val_data[:(len(val_data) - 1) // block_size * block_size + 1]
-        checksum = zlib.crc32(val_data.tobytes())
+        checksum = zlib.crc32(val_data.tobytes())  # another text has another best loss
         assert not resume or saved['checksum'] == checksum, (
             f'{checkpoint} was trained on another {dataset}')
 
@@ -723,7 +716,7 @@ if __name__ == '__main__':
         n_read = step * (total_batch_size // block_size)  # sequences read before a resume
         source = itertools.islice(sequences(train_shards), n_read, None)
 
-    stop = False
+    stop = all_stop = False
     def interrupt(*_):
         """First Ctrl-C: end training after the current step. Second: stop at once."""
         global stop
@@ -732,7 +725,7 @@ if __name__ == '__main__':
 
     signal.signal(signal.SIGINT, interrupt)
     start_time = time.time()
-    while step < max_iters and not stop:
+    while step < max_iters and not all_stop:
         step += 1
         # random numbers depend only on the step and the process
         torch.manual_seed((seed * world_size + rank) * 10**6 + step)
@@ -775,9 +768,9 @@ if __name__ == '__main__':
             print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
                   f'{time.time() - start_time:.1f} s')
             sample(model, encoding, 30)
-        stop = sum_over_ranks(stop) > 0  # all processes stop together
+        all_stop = sum_over_ranks(stop) > 0  # all processes stop together
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if stop:
+    if all_stop:
         save()
         print(f'stopped after step {step}')
 
@@ -786,7 +779,6 @@ if __name__ == '__main__':
         print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
         if max_iters > 0:
             print(f'{bits_per_byte(best_loss, val_data[1:], encoding):.4f} bits per byte')
-    model.eval()
     if hellaswag > 0:
         by_sum, by_mean = score_hellaswag(model, encoding, questions)
         print(f'HellaSwag: {by_sum:.4f} by sum, {by_mean:.4f} by mean')
