@@ -24,7 +24,8 @@ no such machine to run this on):
 
 In your own program (idx has the shape (B, T), each token (B, 1)):
 
-    from gpt2 import GPT, tiktoken, torch
+    import tiktoken, torch
+    from gpt2 import GPT
     model, encoding = GPT.from_pretrained('gpt2'), tiktoken.get_encoding('gpt2')
     idx = torch.tensor([encoding.encode('The meaning of life is')])
     for token in model.generate(idx, 20):
@@ -57,7 +58,7 @@ seed = 1337  # same seed + same settings = same model
 # on the command line can shorten theirs)
 init_from = ''
 dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
-n_shards = 1  # shards of web text to train on, 100 million tokens each
+n_shards = 1  # shards of fineweb or fineweb-edu to train on, 100 million tokens each
 vocab_size = 2048  # size of a learned vocabulary
 total_batch_size = 16384 if device == 'cuda' else 2048  # tokens per optimizer step
 batch_size = 64 if device == 'cuda' else 32  # micro-batch size per process, in sequences
@@ -78,7 +79,7 @@ use_compile = False  # torch.compile; needs a C++ compiler
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'gpt2.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
-cache_dir = '~/.cache/gpt2.py'  # where downloads are kept
+cache_dir = '~/.cache/gpt2.py'  # folder for weights, shards and HellaSwag
 export = ''  # folder to write model.safetensors and config.json to
 hellaswag = 0  # score on this many of HellaSwag's 10,042 questions (0 = none)
 prompt = '\n'  # text to continue
@@ -151,8 +152,8 @@ def learn_bpe(text, size):
     frequency = collections.Counter(re.findall(pattern, text))  # of each word
     words = [list(word.encode()) for word in frequency]  # as lists of tokens
     counts = list(frequency.values())
-    pairs = collections.Counter()  # how often does each pair occur?
-    words_with = collections.defaultdict(set)  # the words that contain a pair
+    pairs = collections.Counter()  # how often each pair occurs
+    words_with = collections.defaultdict(set)  # indices of the words that contain a pair
     for i, word in enumerate(words):
         for pair in zip(word, word[1:]):
             pairs[pair] += counts[i]
@@ -190,6 +191,7 @@ def make_encoding(merges):
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
        'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
+dataset = os.path.expanduser(dataset)
 is_text = dataset not in web and not os.path.isdir(dataset)
 
 def fetch(url, path):
@@ -198,13 +200,14 @@ def fetch(url, path):
         print('downloading', url, 'to', path)
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         socket.setdefaulttimeout(30)  # give up after 30 s without data
-        urllib.request.urlretrieve(url, path + '.tmp')  # an error if it ends early
+        urllib.request.urlretrieve(url, path + '.tmp')  # raises an error if it is cut short
+        socket.setdefaulttimeout(None)
         os.replace(path + '.tmp', path)
-    if dist.is_initialized():
+    if world_size > 1 and dist.is_initialized():
         dist.barrier()
 
 def read_text():
-    """The first nine tenths of the text, for training, and the last, for validation."""
+    """The text to train on, and its last tenth (at most a million characters) to validate on."""
     if dataset == 'input.txt':  # if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
         assert not resume or os.path.exists(dataset), (
             f'put the input.txt that {checkpoint} was trained on into this folder')
@@ -416,11 +419,6 @@ class GPT(nn.Module):
             idx = torch.cat((idx, token), dim=1)
             yield token
 
-    def crop(self, block_size):
-        """Shorten the context; sequences then have at most block_size positions."""
-        self.config.block_size = block_size
-        self.wpe.weight = nn.Parameter(self.wpe.weight[:block_size].detach().clone())
-
     @classmethod
     def from_pretrained(cls, name, dropout=0.0):
         """Load OpenAI's 'gpt2', 'gpt2-medium', 'gpt2-large' or 'gpt2-xl' (downloaded once), or
@@ -445,7 +443,8 @@ class GPT(nn.Module):
         for key, value in usual.items():  # otherwise it is another architecture
             assert stored.get(key, value) == value, f'{folder}/config.json: {key} is not {value}'
         vocab_size = stored['vocab_size']
-        if 50257 < vocab_size <= 50432:  # GPT-2's, padded for speed
+        learned = os.path.exists(f'{folder}/merges.json')
+        if 50257 < vocab_size <= 50432 and not learned:  # GPT-2's, padded for speed
             vocab_size = 50257
         config = GPTConfig(stored['n_positions'], vocab_size, stored['n_layer'],
                            stored['n_head'], stored['n_embd'], dropout)
@@ -632,15 +631,14 @@ if __name__ == '__main__':
     globals().update(sizes)
     override()  # sizes on the command line win, and are then compared
     if init_from and block_size < sizes['block_size']:
-        model.crop(block_size)
-        sizes['block_size'] = block_size
+        model.wpe.weight = nn.Parameter(model.wpe.weight[:block_size].detach().clone())
+        model.config.block_size = sizes['block_size'] = block_size
     for name, size in sizes.items():
         assert globals()[name] == size, f'{name} must be {size}, as in weights or vocabulary'
     assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
     assert checkpoint and (os.path.isfile(checkpoint) or not os.path.exists(checkpoint)), (
         f'checkpoint: {checkpoint!r} is not a file')
-    assert temperature > 0, 'temperature must be above 0'
-    assert top_p > 0, 'top_p must be above 0'
+    assert temperature > 0 and top_p > 0, 'temperature and top_p must be above 0'
     assert not int8 or device == 'cpu', 'int8 needs --device=cpu'
     if export:
         export = os.path.expanduser(export)
@@ -656,8 +654,9 @@ if __name__ == '__main__':
         shortest = min(map(len, train_shards + [val_data]))
         assert shortest >= 2 * block_size, (
             f'{dataset} is too short: a part has {shortest} tokens, {2 * block_size} are needed')
-        n_parts, rest = divmod(total_batch_size, batch_size * block_size * world_size)
-        assert n_parts > 0 and rest == 0, (
+        # micro-batches per step and process
+        n_micro, rest = divmod(total_batch_size, batch_size * block_size * world_size)
+        assert n_micro > 0 and rest == 0, (
             f'total_batch_size must be a multiple of {batch_size * block_size * world_size}, '
             'which is batch_size x block_size x processes')
         # whole sequences, and the last target
@@ -716,7 +715,7 @@ if __name__ == '__main__':
         n_read = step * (total_batch_size // block_size)  # sequences read before a resume
         source = itertools.islice(sequences(train_shards), n_read, None)
 
-    stop = all_stop = False
+    stop = all_stop = False  # Ctrl-C in this process; in any process
     def interrupt(*_):
         """First Ctrl-C: end training after the current step. Second: stop at once."""
         global stop
@@ -727,7 +726,7 @@ if __name__ == '__main__':
     start_time = time.time()
     while step < max_iters and not all_stop:
         step += 1
-        # random numbers depend only on the step and the process
+        # a resumed run draws the same numbers, each process its own
         torch.manual_seed((seed * world_size + rank) * 10**6 + step)
         lr = learning_rate * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
         lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)  # rises from near zero
@@ -741,7 +740,7 @@ if __name__ == '__main__':
         for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
             with autocast:
                 logits, loss = train_model(xb, yb)
-            loss = loss / (n_parts * world_size)  # its share of the mean
+            loss = loss / (n_micro * world_size)  # its share of the mean
             scaler.scale(loss).backward()
             step_loss += loss.item()
         step_loss = sum_over_ranks(step_loss)
@@ -788,7 +787,7 @@ if __name__ == '__main__':
             json.dump(merges, file)  # null: GPT-2's vocabulary
         print(f'wrote {export}/model.safetensors, config.json and merges.json')
     if world_size > 1:
-        dist.barrier()  # a process that ends while its last all_reduce is freed can crash
+        dist.barrier()  # a process that ends during another's last all_reduce can crash it
         dist.destroy_process_group()
 
     # -------------------------------------------------------------- sampling

@@ -27,13 +27,13 @@ New since gpt.py:
 - torch.compile: fused operations (use_compile)
 - key/value cache: sampling reuses earlier keys and values (kv_cache)
 """
-import math, os, signal, sys, time, urllib.request
+import math, os, signal, sys, time, urllib.request, zlib
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
 
 # ------------------------------------------------------------------ hyperparameters
-device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps' works, too
+device = 'cuda' if torch.cuda.is_available() else 'cpu'  # on a Mac 'mps', too (torch 2.6)
 if '--device=cpu' in sys.argv:  # the sizes below depend on the device
     device = 'cpu'
 # some constants have two values: for a CUDA GPU, and for a laptop
@@ -49,10 +49,10 @@ init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inpu
 c_proj_gain = 0.0  # likewise for c_proj; at 0, blocks add nothing at first [0.3]
 max_iters = 5000 if device == 'cuda' else 960  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
-warmup_iters = 30  # warm-up steps
+warmup_ratio = 0.03  # fraction of the steps spent on warm-up
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
-grad_clip = 1.0  # clip the gradient norm at this value
+grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500  # evaluate every this many steps
 checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
@@ -60,16 +60,16 @@ prompt = ''  # text to continue ('': start with the first character of the vocab
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
-# the ideas; with gpt.py's constants and [these values] this is gpt.py
+# the ideas; gpt.py has the values in [brackets]
 muon = True  # Muon for the blocks' matrices; if off, lower learning_rate [False]
 muon_learning_rate = 0.02  # Muon's peak rate
 epochs = True  # read (nearly) all of the text before repeating any [False]
 activation = 'swiglu'  # see activations below ['gelu']
 rotary = True  # queries and keys are rotated by position; no wpe [False]
-n_kv_head = 3 if device == 'cuda' else 1  # key/value heads [n_head]
+n_kv_head = 3 if device == 'cuda' else 1  # key/value heads (1: multi-query attention) [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
-smear = 3  # number of earlier tokens mixed into each [0]
+smear = 3  # earlier tokens of which each layer sees a share [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
 rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
 flash = device == 'cuda'  # attention in one kernel [False]
@@ -107,8 +107,6 @@ def override():
 override()
 if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintable letters
     sys.stdout.reconfigure(errors='replace', line_buffering=True)
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
-autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 # ------------------------------------------------------------------ data
 # input.txt can be any UTF-8 text; if missing, Tiny Shakespeare (Karpathy 2015) is downloaded
@@ -121,6 +119,7 @@ if not os.path.exists('input.txt'):
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
     text = file.read()
+checksum = zlib.crc32(text.encode())
 chars = sorted(set(text))  # the vocabulary: every character that occurs
 vocab_size = len(chars)
 stoi = {c: i for i, c in enumerate(chars)}  # character -> token id
@@ -132,23 +131,41 @@ n = max(int(0.9 * len(data)), len(data) - 1_000_000)
 train_data = data[:n]
 val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
-def get_batch():
-    """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
-    if epochs:
-        # each epoch cuts the text at a new offset and shuffles the pieces
-        n = len(train_data) // block_size - 1  # the offset costs a piece
-        # step counts from 1 in the training loop, below
+def get_batch(step):
+    """Sequences x (B = batch_size, T = block_size) for a step (from 1 on); y is x shifted by one
+    character."""
+    if epochs:  # each epoch cuts the text at a new offset and shuffles the pieces
+        n = len(train_data) // block_size - 1  # one fewer, because the offset shifts the last out
         epoch, batch = divmod(step - 1, max(1, n // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
         order = torch.randperm(n, generator=rng).split(batch_size)[batch]
         start = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
+    else:
+        start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
 # ------------------------------------------------------------------ model
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
 # ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
+class Smear(nn.Module):
+    """Add to each position learned shares of the positions before it (token shift of RWKV, Peng
+    et al. 2023; So et al. 2021)."""
+
+    def __init__(self):
+        super().__init__()
+        self.share = nn.Parameter(torch.zeros(smear, n_embd))
+
+    def forward(self, x, cache=None):
+        B, T, C = x.shape
+        before = cache[self] if cache and self in cache else x.new_zeros(B, smear, C)
+        known = torch.cat((before, x), dim=1)  # (B, smear + T, C)
+        if cache:
+            cache[self] = known[:, T:]
+        for i, share in enumerate(self.share, 1):  # of the position i places earlier
+            x = x + share * known[:, smear - i:smear - i + T]
+        return x
+
 def rotate(x, cos, sin):
     """Rotate each pair (i, i + head_size / 2) of channels by its angle (Su et al. 2021)."""
     a, b = x.chunk(2, dim=-1)
@@ -164,11 +181,11 @@ class CausalSelfAttention(nn.Module):
         self.c_attn = nn.Linear(n_embd, n_embd + 2 * kv_size, bias=False)  # q, k and v
         if head_gate:  # Qiu et al. 2025
             self.gate = nn.Linear(n_embd, n_head, bias=False)
-        # radians per position, for each pair of channels
-        freqs = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
-        angle = torch.arange(block_size)[:, None] * freqs  # (block_size, head_size / 2)
-        self.register_buffer('cos', angle.cos(), persistent=False)
-        self.register_buffer('sin', angle.sin(), persistent=False)
+        if rotary:  # radians per position, for each pair of channels
+            freqs = 10000 ** (-torch.arange(0, head_size, 2) / head_size)
+            angle = torch.arange(block_size)[:, None] * freqs  # (block_size, head_size / 2)
+            self.register_buffer('cos', angle.cos(), persistent=False)
+            self.register_buffer('sin', angle.sin(), persistent=False)
         self.c_proj = nn.Linear(n_embd, n_embd, bias=False)  # mixes the heads
         self.attn_dropout = nn.Dropout(dropout)
         self.resid_dropout = nn.Dropout(dropout)
@@ -253,13 +270,15 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.ln_1 = make_norm()
+        self.smear_1 = Smear()
         self.attn = CausalSelfAttention()
         self.ln_2 = make_norm()
+        self.smear_2 = Smear()
         self.mlp = MLP()
 
     def forward(self, x, cache=None):
-        x = x + self.attn(self.ln_1(x), cache)
-        x = x + self.mlp(self.ln_2(x))
+        x = x + self.attn(self.smear_1(self.ln_1(x), cache), cache)
+        x = x + self.mlp(self.smear_2(self.ln_2(x), cache))
         return x
 
 class GPT(nn.Module):
@@ -270,34 +289,33 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
         if not rotary:
             self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
-        self.smear = nn.Parameter(torch.zeros(smear, n_embd))
+        self.smear = Smear()
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
         self.ln_f = make_norm()
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         if tied:
             self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
+        # standard deviation of the initial weights:
+        #     gates, lm_head, smear    0: gates at 1, all characters equally likely, no smear
+        #     c_proj                   c_proj_gain / sqrt(inputs)
+        #     other matrices           init_gain / sqrt(inputs)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                std = gain * p.shape[1] ** -0.5
-                if 'gate' in name or name in ('smear', 'lm_head.weight'):
-                    std = 0.0  # gates at 1, no smear, all characters equally likely
-                nn.init.normal_(p, std=std)
+                if 'gate' in name or 'smear' in name or name == 'lm_head.weight':
+                    gain = 0.0
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
 
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache, returns logits only for positions not yet in it."""
-        x = tok = self.wte(idx)  # (B, T, n_embd)
+        With a cache, only for the positions that are not in it yet."""
+        past = cache['length'] if cache else 0  # positions read earlier
+        x = self.wte(idx[:, past:])  # (B, T - past, n_embd)
         if not rotary:
-            x = x + self.wpe.weight[:idx.shape[1]]
-        for i, share in enumerate(self.smear, 1):  # add a share of the token i places earlier
-            x = x + share * F.pad(tok, (0, 0, i, 0))[:, :-i]
-        x = self.drop(x)
-        if cache:
-            # only new positions; smear needed all
-            x = x[:, cache['length']:]
+            x = x + self.wpe.weight[past:idx.shape[1]]
+        x = self.drop(self.smear(x, cache))
         for block in self.h:
             x = block(x, cache)
         if cache:
@@ -305,12 +323,13 @@ class GPT(nn.Module):
         logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
+        # mean of -ln(probability of the right character), in nats
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # positions read; each layer stores its keys and values
+        # length: how many positions are cached; each layer adds keys and values
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -325,32 +344,7 @@ class GPT(nn.Module):
             idx = torch.cat((idx, token), dim=1)
             yield token
 
-# ------------------------------------------------------------------ training
-if resume:
-    saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    assert saved['chars'] == chars, f'{checkpoint} was trained on a text with other characters'
-    globals().update(saved['sizes'])
-    override()  # typed sizes must match: see the next assert
-sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
-             mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation,
-             rotary=rotary, head_gate=head_gate, tied=tied, smear=smear,
-             qk_norm=qk_norm, rms_norm=rms_norm, muon=muon)
-if resume:
-    assert sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
-assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
-assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n_head})'
-if rotary:
-    assert n_embd // n_head % 2 == 0, 'rotary: n_embd / n_head must be even'
-assert activation in activations, f'activation: one of {", ".join(activations)}'
-assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-assert temperature > 0, 'temperature must be above 0'
-assert abs(seed) < 10**12, 'seed: at most 12 digits'  # seed * 10**6 must fit in 64 bits
-
-torch.manual_seed(seed)
-model = GPT().to(device)
-print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
-      f'{len(data):,} characters, {vocab_size} distinct')
-
+# ------------------------------------------------------------------ optimizers
 def orthogonalize(x):
     """Matrices x (n, rows, columns) -> same directions, all singular values near 1."""
     tall = x.shape[1] > x.shape[2]
@@ -394,40 +388,80 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group['lr'] * group['weight_decay'])
                 p.sub_(group['lr'] * u)
 
-by_shape = {}  # for Muon: c_attn, c_fc and c_proj, by shape; the rest for AdamW
-matrices = []
-vectors = []  # norms: not decayed
-for name, p in model.named_parameters():
-    if muon and '.c_' in name:
-        by_shape.setdefault(p.shape, []).append(p)
-    elif p.dim() == 2:
-        matrices.append(p)
-    else:
-        vectors.append(p)
-optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
-                                 {'params': vectors, 'weight_decay': 0.0}],
-                                betas=(0.9, beta2), fused=True)]
-if muon:
-    groups = [{'params': params} for params in by_shape.values()]
-    optimizers.append(Muon(groups, weight_decay))
+def configure_optimizers(model):
+    """Muon for c_attn, c_fc and c_proj, AdamW for the rest."""
+    by_shape, matrices, vectors = {}, [], []
+    for name, p in model.named_parameters():
+        if muon and '.c_' in name:
+            by_shape.setdefault(p.shape, []).append(p)
+        elif p.dim() == 2:
+            matrices.append(p)
+        else:
+            vectors.append(p)  # norms: not decayed
+    optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
+                                     {'params': vectors, 'weight_decay': 0.0}],
+                                    betas=(0.9, beta2), fused=True)]
+    if muon:
+        groups = [{'params': params} for params in by_shape.values()]
+        optimizers.append(Muon(groups, weight_decay))
+    params = [p for o in optimizers for group in o.param_groups for p in group['params']]
+    assert sorted(map(id, params)) == sorted(map(id, model.parameters())), 'one optimizer each'
+    return optimizers
+
+# ------------------------------------------------------------------ training
+if resume:
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    assert saved['checksum'] == checksum, f'{checkpoint} was trained on another input.txt'
+    globals().update(saved['sizes'])
+    override()  # sizes on the command line win, and are then compared
+sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
+             mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation, rotary=rotary,
+             head_gate=head_gate, tied=tied, smear=smear, qk_norm=qk_norm, rms_norm=rms_norm,
+             muon=muon)
+assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
+assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
+assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n_head})'
+assert not rotary or n_embd // n_head % 2 == 0, 'rotary: n_embd / n_head must be even'
+assert activation in activations, f'activation: one of {", ".join(activations)}'
+assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
+assert checkpoint and (os.path.isfile(checkpoint) or not os.path.exists(checkpoint)), (
+    f'checkpoint: {checkpoint!r} is not a file')
+assert temperature > 0, 'temperature must be above 0'
+
+torch.manual_seed(seed)
+model = GPT().to(device)
+print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parameters; '
+      f'{len(data):,} characters, {vocab_size} distinct')
+optimizers = configure_optimizers(model)
 train_model = torch.compile(model) if use_compile else model
-# scales the loss: small gradients would vanish in float16
+# mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
+device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
+# only float16 needs it: a larger loss keeps small gradients from rounding to zero
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
 
 @torch.no_grad()
-@autocast
-def evaluate():
-    """Mean loss over all whole sequences of the validation text, in nats per character."""
-    model.eval()
-    n = (len(val_data) - 1) // block_size  # number of whole sequences
-    x = val_data[:n * block_size].view(n, block_size)
-    y = val_data[1:n * block_size + 1].view(n, block_size)
+def evaluate(model, tokens):
+    """Mean loss over all whole sequences of a text, in nats per character."""
+    model.eval()  # dropout off
+    n = (len(tokens) - 1) // block_size  # number of whole sequences
+    x = tokens[:n * block_size].view(n, block_size)
+    y = tokens[1:n * block_size + 1].view(n, block_size)
     total = 0.0
     for xb, yb in zip(x.split(32), y.split(32)):
-        _, loss = model(xb, yb)
+        with autocast:
+            _, loss = model(xb, yb)
         total += loss.item() * len(xb)
-    model.train()
     return total / n
+
+def sample(model, n):
+    """Write n characters after the prompt, each as soon as it is drawn."""
+    model.eval()
+    print('-' * 64 + '\n' + prompt, end='')
+    idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
+    for token in model.generate(idx, n, temperature, top_k):
+        print(decode(token[0]), end='', flush=True)
+    print()
 
 step = 0
 train_loss = 0.0  # running mean of about the last 100 steps
@@ -439,100 +473,79 @@ if resume:
     for optimizer, state in zip(optimizers, saved['optimizers']):
         state['param_groups'] = optimizer.state_dict()['param_groups']
         optimizer.load_state_dict(state)
-    if saved['scaler']:  # empty unless it was trained in float16
-        scaler.load_state_dict(saved['scaler'])
-    step = saved['step']
-    train_loss = saved['train_loss']
-    best_loss = saved['best_loss']
-    best = saved['best']
+    step, train_loss = saved['step'], saved['train_loss']
+    best, best_loss = saved['best'], saved['best_loss']
     print(f'loaded {checkpoint}, saved after step {step}, with {sizes}')
 
-temporary = f'{checkpoint}.{os.getpid()}.tmp'  # unique to this process
+def save():
+    """Write a new file, then rename it: a killed run leaves the old file or the new one."""
+    torch.save(dict(sizes=sizes, checksum=checksum, step=step, train_loss=train_loss,
+                    model=model.state_dict(),
+                    optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                    best=best, best_loss=best_loss), checkpoint + '.tmp')
+    os.replace(checkpoint + '.tmp', checkpoint)
+
 if step < max_iters:
-    open(temporary, 'wb').close()  # if files cannot be written, fail now, not in an hour
-    os.remove(temporary)
+    open(checkpoint + '.tmp', 'wb').close()  # if files cannot be written, fail now, not later
     if os.path.isfile(checkpoint) and not resume:
         os.replace(checkpoint, checkpoint + '.old')
         print(f'renamed the earlier {checkpoint} to {checkpoint}.old')
 
-stop = []  # Ctrl-C appends to it
+stop = False
 def interrupt(*_):
     """First Ctrl-C: end training after the current step. Second: stop at once."""
+    global stop
+    stop = True
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop.append(True)
 
 signal.signal(signal.SIGINT, interrupt)
-
-def report(line):
-    """Print a line; if that fails (its reader has quit), save and stop."""
-    try:
-        print(line)
-    except OSError:
-        stop.append(True)
-
-def save():
-    """Write a temporary file, then rename it: a killed run never leaves half a checkpoint."""
-    state = dict(sizes=sizes, optimizers=[o.state_dict() for o in optimizers],
-                 scaler=scaler.state_dict(), model=model.state_dict(), best=best,
-                 chars=chars, step=step, train_loss=train_loss, best_loss=best_loss)
-    try:
-        with open(temporary, 'wb') as file:
-            torch.save(state, file)
-        os.replace(temporary, checkpoint)
-    except (OSError, RuntimeError) as error:  # a full disk, for example
-        report(f'could not write {checkpoint}: {error}')
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
 start_time = time.time()
-for step in range(step + 1, max_iters + 1):
-    torch.manual_seed(seed * 10**6 + step)  # a resumed run draws the same
+while step < max_iters and not stop:
+    step += 1
+    torch.manual_seed(seed * 10**6 + step)  # so that a resumed run draws the same numbers
     for optimizer, peak in zip(optimizers, (learning_rate, muon_learning_rate)):
         lr = peak * math.cos(math.pi / 2 * (step - 1) / max_iters)  # falls to zero
-        lr = lr * min(step / (warmup_iters + 1), 1)
+        lr = lr * min(step / (warmup_ratio * max_iters + 1), 1)  # rises from near zero
         for group in optimizer.param_groups:
             group['lr'] = lr
-    x, y = get_batch()
-    with autocast:  # matrix products in dtype; softmax, LayerNorm and the loss in float32
+    # forward
+    model.train()  # dropout on
+    x, y = get_batch(step)
+    with autocast:
         logits, loss = train_model(x, y)
+    # backward, and a step against the gradient
     model.zero_grad()
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    max_norm = grad_clip if grad_clip > 0 else math.inf
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
     if norm.isfinite():  # else float16 overflowed: skip the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()
 
+    assert loss < 100, f'the loss is {loss}; lower the learning rate'  # false for nan, too
     train_loss += (loss.item() - train_loss) / min(step, 100)
-    assert math.isfinite(train_loss), f'the loss is {loss}; lower the learning rate'
-    if step % max(1, max_iters // 20) == 0:  # 60 stars: as bad as guessing
-        stars = '*' * int(60 * min(1, train_loss / math.log(max(2, vocab_size))))
-        report(f'{step:6} {stars}')
+    if step % max(1, max_iters // 20) == 0 and not stop:
+        print(f'{step:6} {"*" * int(15 * train_loss)}')  # 15 stars for each nat
     if step % eval_interval == 0 or step == max_iters:
-        val_loss = evaluate()
-        assert math.isfinite(val_loss), f'the loss is {val_loss}; lower the learning rate'
+        val_loss = evaluate(model, val_data)
+        assert val_loss < 100, f'the validation loss is {val_loss}; lower the learning rate'
         if val_loss < best_loss:
             best_loss = val_loss
             best = {name: p.clone() for name, p in model.state_dict().items()}
         save()
-        report(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-               f'{time.time() - start_time:.1f} s')
-    if stop:
-        save()
-        report(f'stopped after step {step}')
-        break
+        print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+              f'{time.time() - start_time:.1f} s')
+        sample(model, 100)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if stop:
+    save()
+    print(f'stopped after step {step}')
 
 # ------------------------------------------------------------------ sampling
 if best:
     model.load_state_dict(best)
     print(f'best val loss {best_loss:.4f}, perplexity {math.exp(best_loss):.2f}')
-model.eval()
-print('-' * 64 + '\n' + prompt, end='')
-idx = torch.tensor([encode(prompt or chars[0])], device=device)  # (1, T)
-for token in model.generate(idx, max_new_tokens, temperature, top_k):
-    print(decode(token[0]), end='', flush=True)
-print()
+sample(model, max_new_tokens)

@@ -26,7 +26,7 @@ VOCABULARY = {'addition_gpt.py': 12, 'gpt2.py': 300}  # the others: the characte
 # settings for a few steps; each script takes those that it has
 SMALL = ('--device=cpu --batch_size=8 --block_size=16 --n_layer=2 --n_head=2 --n_embd=32 '
          '--dropout=0.1 --max_iters=12 --eval_interval=4 --learning_rate=0.01 '
-         f'--warmup_iters=1 --warmup_ratio={1 / 12} --max_new_tokens=40 --vocab_size=300 '
+         f'--warmup_ratio={1 / 12} --max_new_tokens=40 --vocab_size=300 '
          '--total_batch_size=128 --n_digits=2 --test_digits=3 --corpus=corpus.txt '
          '--pretrain_max_iters=12 --pretrain_learning_rate=0.01 --finetune_learning_rate=0.01 '
          f'--cache_dir={ROOT.name}/cache')

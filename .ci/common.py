@@ -32,9 +32,7 @@ def call(names, function, **values):
 
 def evaluate(names, model, tokens):
     """Mean loss of the model on the tokens."""
-    parameters = inspect.signature(names['evaluate']).parameters
-    name = 'tokens' if 'tokens' in parameters else 'val_data'  # of scripts in the older form
-    return call(names, 'evaluate', model=model, **{name: tokens})
+    return call(names, 'evaluate', model=model, tokens=tokens)
 
 def untrained(script, more='', folder=None):
     """The names in a script after a run without training, its model with random weights."""

@@ -66,18 +66,22 @@ def reference(names, model, idx):
         x = ACTIVATIONS[activation](linear(x, f'h.{i}.mlp.c_fc'))
         return linear(x, f'h.{i}.mlp.c_proj')
 
-    x = token = w['wte.weight'][idx]
+    def smear(x, name):
+        shares = w.get(f'{name}.share', ())
+        return x + sum(share * F.pad(x, (0, 0, back, 0))[:, :T]
+                       for back, share in enumerate(shares, 1))
+
+    x = w['wte.weight'][idx]
     if 'wpe.weight' in w:
         x = x + w['wpe.weight'][:T]
-    for back, share in enumerate(w.get('smear', ()), 1):
-        x = x + share * F.pad(token, (0, 0, back, 0))[:, :T]
+    x = smear(x, 'smear')
     for i in range(config['n_layer']):
         before = (lambda x, name: norm(x, f'h.{i}.{name}') if kind == 'Block' else x)
         after = (lambda x, name: norm(x, f'h.{i}.{name}') if kind == 'PostNorm' else x)
         past = 0 if kind in ('AttentionOnly', 'AttentionThenMLP') else 1
-        x = after(past * x + attention(before(x, 'ln_1'), i), 'ln_1')
+        x = after(past * x + attention(smear(before(x, 'ln_1'), f'h.{i}.smear_1'), i), 'ln_1')
         if kind != 'AttentionOnly':
-            x = after(past * x + mlp(before(x, 'ln_2'), i), 'ln_2')
+            x = after(past * x + mlp(smear(before(x, 'ln_2'), f'h.{i}.smear_2'), i), 'ln_2')
     return linear(norm(x, 'ln_f'), 'lm_head')
 
 MODERN = '--n_head=4 --qk_norm=True'

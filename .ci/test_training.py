@@ -36,7 +36,7 @@ class Training(unittest.TestCase):
 
     def test_optimizers(self):
         """Each parameter has one optimizer; matrices decay; rates rise and fall; clipping."""
-        settings = '--warmup_iters=3 --warmup_ratio=0.25 --weight_decay=3 --grad_clip=0.3 '
+        settings = '--warmup_ratio=0.25 --weight_decay=3 --grad_clip=0.3 '
         settings += ' '.join(f'--{kind}learning_rate=0.02' for kind in ('', 'muon_', 'finetune_'))
         for script in SCRIPTS:
             with self.subTest(script):
