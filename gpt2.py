@@ -191,7 +191,6 @@ def make_encoding(merges):
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
        'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
-dataset = os.path.expanduser(dataset)
 is_text = dataset not in web and not os.path.isdir(dataset)
 
 def fetch(url, path):
