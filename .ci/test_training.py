@@ -184,7 +184,7 @@ class Stopped(unittest.TestCase):
     def test_best_weights(self):
         """The best weights are kept, and used to sample; --resume takes new settings."""
         for script in 'gpt.py', 'modern_gpt.py', 'gpt2.py':
-            more = '--dropout=0 --vocab_size=257 --max_iters=40'
+            more = '--dropout=0 --vocab_size=257 --max_iters=40 --mlp_width=6'
             trained = run(script, more, folder_with(OVERFITS))
             names, model, saved = trained.names, trained.names['model'], load(trained)
             printed = [loss for *_, loss in losses(trained.out)]
