@@ -266,7 +266,7 @@ def get_batch(source):
 
 # ------------------------------------------------------------------ weights
 # The safetensors format: length of the header (8 bytes), header (JSON: type, shape and
-# byte range of each tensor), numbers. GPT-2's files store these as (inputs, outputs):
+# byte range of each tensor), numbers. GPT-2's files hold these matrices as (inputs, outputs):
 transposed = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
 
 def read_safetensors(path):
@@ -613,7 +613,6 @@ if __name__ == '__main__':
     elif init_from:
         model = GPT.from_pretrained(init_from, dropout)
         sizes = dataclasses.asdict(model.config)
-        del sizes['dropout']  # no size
         path = os.path.expanduser(f'{init_from}/merges.json')
         if os.path.exists(path):
             with open(path) as file:

@@ -14,7 +14,7 @@ Intel laptops). With the docstrings of Python 3.11.7 and PyTorch 2.13.0 as the c
 fine-tuned model reaches 1.615 nats per character on input.txt; the model from scratch, with as
 many steps on input.txt, 1.731.
 
-torch.load('finetuned_gpt.pt')['best'] are the weights of a stage. To sample from them again:
+torch.load('finetuned_gpt.pt')['best'] holds the weights of that stage. To sample from them:
 python gpt.py --resume --checkpoint=finetuned_gpt.pt --max_iters=0
 
 New since gpt.py (diff -w shows it): a corpus; the training loop as a function, called once for

@@ -126,7 +126,8 @@ class Gpt2(unittest.TestCase):
         self.assertTrue(text[n:].startswith(encoding.decode([*val])))  # whole sequences of it
         self.assertGreater(len(val), len(encoding.encode_ordinary(text[n:])) - 17)
         # pairs are learned from the words that tiktoken sees, whatever the letters
-        marked = 'कि की कू के नमस्ते दुनिया में ' * 50 + '“it’s” ½\x01 ' * 9
+        marked = 'कि की कू के नमस्ते दुनिया में ' * 50
+        marked += '“it’s” ½\x01 ' * 9
         learned = self.names['make_encoding'](self.names['learn_bpe'](marked, 400))
         words = re.findall(self.names['pattern'], marked)
         self.assertEqual([i for word in words for i in learned.encode_ordinary(word)],
@@ -255,7 +256,7 @@ class Gpt2(unittest.TestCase):
             self.assertEqual(names['model'].config, names['GPTConfig'](16, 300, 2, 2, 32, 0.1))
             for wrong in 'n_layer=3', 'n_head=4', 'n_embd=64', 'vocab_size=400', 'block_size=32':
                 message = self.sizeless(f'{more} --{wrong}').message
-                self.assertRegex(message, wrong.split('=')[0] + ' must be (at most )?[0-9]')
+                self.assertRegex(message, wrong.split('=')[0] + ' must be [0-9]')
         # a shorter context is the first positions of a longer one
         more = '--init_from=out --block_size=8 --batch_size=4 --max_iters=0'
         names, full = self.sizeless(more).names, self.trained.names['model']
