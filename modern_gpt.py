@@ -19,6 +19,7 @@ New since gpt.py:
 - rotary: queries and keys are rotated by their position (rotary)
 - grouped queries: heads share keys and values (n_kv_head)
 - head gate: a learned gate on each head's output (head_gate)
+- n-grams: each string of 2, 3 or 4 characters has a vector, too (ngram)
 - smear: every layer also reads a learned share of the three positions before (smear)
 - untied head: embedding and head have their own weights (tied)
 - residual scaling: at the start, blocks add nothing (c_proj_gain)
@@ -41,20 +42,20 @@ if '--device=cpu' in sys.argv:  # the sizes below depend on the device
 seed = 1337  # same seed + same settings = same model
 batch_size = 64 if device == 'cuda' else 8  # sequences per step
 block_size = 256  # context length, in characters
-n_layer = 6 if device == 'cuda' else 3  # blocks
+n_layer = 6 if device == 'cuda' else 2  # blocks
 n_head = 6 if device == 'cuda' else 2  # attention heads per block
 n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 mlp_width = 4  # c_fc's outputs / n_embd (SwiGLU keeps half)
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
 init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
 c_proj_gain = 0.0  # likewise for c_proj; at 0, blocks add nothing at first [0.3]
-max_iters = 5000 if device == 'cuda' else 1220  # training steps
+max_iters = 5000 if device == 'cuda' else 1400  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
 warmup_ratio = 0.03  # fraction of the steps spent on warm-up
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
-eval_interval = 500 if device == 'cuda' else 610  # evaluate every this many steps
+eval_interval = 500 if device == 'cuda' else 700  # evaluate every this many steps
 checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
 prompt = ''  # text to continue ('': start with the first character of the vocabulary)
@@ -70,6 +71,9 @@ rotary = True  # queries and keys are rotated by position; no wpe [False]
 n_kv_head = 3 if device == 'cuda' else 1  # key/value heads (1: multi-query attention) [n_head]
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
+ngram = 4  # strings of up to this many characters have vectors, too [1]
+ngram_rows = 16384  # rows of the table of these vectors
+ngram_decay = 1.5  # its weight decay: high, or it learns rare strings by heart
 smear = 3  # earlier positions of which every layer also reads a share [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
 rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
@@ -178,8 +182,7 @@ class CausalSelfAttention(nn.Module):
     def __init__(self):
         super().__init__()
         head_size = n_embd // n_head
-        kv_size = n_kv_head * head_size
-        self.c_attn = nn.Linear(n_embd, n_embd + 2 * kv_size, bias=False)  # q, k and v
+        self.c_attn = nn.Linear(n_embd, n_embd + 2 * n_kv_head * head_size, bias=False)  # q, k, v
         if head_gate:  # Qiu et al. 2025
             self.gate = nn.Linear(n_embd, n_head, bias=False)
         if rotary:  # radians per position, for each pair of channels
@@ -197,21 +200,16 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x, cache=None):
         B, T, C = x.shape
         head_size = C // n_head
-        kv_size = n_kv_head * head_size
         # query: what am I looking for? key: what do I contain? value: what do I pass on?
-        q, k, v = self.c_attn(x).split((C, kv_size, kv_size), dim=2)
-        q = q.view(B, T, n_head, head_size).transpose(1, 2)  # (B, n_head, T, head_size)
-        k = k.view(B, T, n_kv_head, head_size).transpose(1, 2)
-        v = v.view(B, T, n_kv_head, head_size).transpose(1, 2)
+        heads = self.c_attn(x).view(B, T, -1, head_size).transpose(1, 2)
+        q, k, v = heads.split((n_head, n_kv_head, n_kv_head), dim=1)  # (B, heads, T, head_size)
         past = cache['length'] if cache else 0  # positions read earlier
         if qk_norm:  # bounds the scores (Dehghani et al. 2023)
-            q = F.layer_norm(q, (head_size,))
-            k = F.layer_norm(k, (head_size,))
+            q, k = F.layer_norm(q, (head_size,)), F.layer_norm(k, (head_size,))
         if rotary:  # scores then depend on how far apart two positions are
             cos = self.cos[past:past + T].to(q.dtype)
             sin = self.sin[past:past + T].to(q.dtype)
-            q = rotate(q, cos, sin)
-            k = rotate(k, cos, sin)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache:
             if past:
                 k = torch.cat((cache[self][0], k), dim=2)
@@ -290,6 +288,8 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
         if not rotary:
             self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        if ngram > 1:
+            self.ngrams = nn.Embedding(ngram_rows, n_embd)  # which characters it follows
         self.smear = Smear()
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
@@ -312,15 +312,23 @@ class GPT(nn.Module):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
         With a cache, only for the positions that are not in it yet."""
+        T = idx.shape[1]
         past = cache['length'] if cache else 0  # positions read earlier
         x = self.wte(idx[:, past:])  # (B, T - past, n_embd)
         if not rotary:
-            x = x + self.wpe.weight[past:idx.shape[1]]
+            x = x + self.wpe.weight[past:T]
+        # add a vector for the last 2, 3, ... characters; its row is a hash of them, so that a few
+        # strings must share a row (Pagnoni et al. 2024)
+        row = idx
+        for n in range(1, ngram):
+            before = F.pad(idx, (n, 0))[:, :T]  # the character n places earlier
+            row = (row * 1_000_003 + before) % ngram_rows
+            x = x + self.ngrams(row[:, past:])
         x = self.drop(self.smear(x, cache))
         for block in self.h:
             x = block(x, cache)
         if cache:
-            cache['length'] = idx.shape[1]
+            cache['length'] = T
         logits = self.lm_head(self.ln_f(x)).float()  # the loss in float32
         if targets is None:
             return logits, None
@@ -330,8 +338,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # length: how many positions are cached; each attention adds its keys and values, each
-        # Smear its last inputs
+        # length: how many positions have been read; each attention adds its keys and values,
+        # each Smear its last inputs
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -368,9 +376,6 @@ class Muon(torch.optim.Optimizer):
 
     Each group holds matrices of one shape, which are stacked and computed together."""
 
-    def __init__(self, groups, weight_decay):
-        super().__init__(groups, dict(lr=0.0, weight_decay=weight_decay))
-
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
@@ -390,20 +395,23 @@ class Muon(torch.optim.Optimizer):
 
 def configure_optimizers(model):
     """Muon for c_attn, c_fc and c_proj, AdamW for the rest."""
-    by_shape, matrices, vectors = {}, [], []
+    by_shape, matrices, table, vectors = {}, [], [], []
     for name, p in model.named_parameters():
         if muon and '.c_' in name:
             by_shape.setdefault(p.shape, []).append(p)
+        elif 'ngrams' in name:
+            table.append(p)
         elif p.dim() == 2:
             matrices.append(p)
         else:
             vectors.append(p)  # norms: not decayed
     optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
+                                     {'params': table, 'weight_decay': ngram_decay},
                                      {'params': vectors, 'weight_decay': 0.0}],
                                     betas=(0.9, beta2), fused=True)]
-    if muon:
+    if by_shape:
         groups = [{'params': params} for params in by_shape.values()]
-        optimizers.append(Muon(groups, weight_decay))
+        optimizers.append(Muon(groups, dict(lr=0.0, weight_decay=weight_decay)))
     params = [p for o in optimizers for group in o.param_groups for p in group['params']]
     assert sorted(map(id, params)) == sorted(map(id, model.parameters())), 'one optimizer each'
     return optimizers
@@ -416,8 +424,8 @@ if resume:
     override()  # sizes on the command line win, and are then compared
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation, rotary=rotary,
-             head_gate=head_gate, tied=tied, smear=smear, qk_norm=qk_norm, rms_norm=rms_norm,
-             muon=muon)
+             head_gate=head_gate, tied=tied, ngram=ngram, ngram_rows=ngram_rows, smear=smear,
+             qk_norm=qk_norm, rms_norm=rms_norm, muon=muon)
 assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert n_head % n_kv_head == 0, f'n_kv_head ({n_kv_head}) must divide n_head ({n_head})'

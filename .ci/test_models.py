@@ -74,6 +74,11 @@ def reference(names, model, idx):
     x = w['wte.weight'][idx]
     if 'wpe.weight' in w:
         x = x + w['wpe.weight'][:T]
+    for n in range(2, names.get('ngram', 1) + 1):  # a number with n digits for the last n tokens
+        row = [[sum(ids[t - k] * 1_000_003 ** (n - 1 - k) for k in range(min(n, t + 1)))
+                for t in range(T)] for ids in idx.tolist()]
+        rows = [[number % names['ngram_rows'] for number in ids] for ids in row]
+        x = x + w['ngrams.weight'][torch.tensor(rows)]
     x = smear(x, 'smear')
     for i in range(config['n_layer']):
         before = (lambda x, name: norm(x, f'h.{i}.{name}') if kind == 'Block' else x)
@@ -88,9 +93,10 @@ MODERN = '--n_head=4 --qk_norm=True'
 MODELS = [  # script, settings
     *(('gpt.py', f'--rung={rung}') for rung in range(2, 13)),
     ('pretrain_finetune.py', ''), ('gpt2.py', '--n_head=4'), ('modern_gpt.py', MODERN),
-    ('modern_gpt.py', f'{MODERN} --n_kv_head=1 --activation=relu2 --flash=True'),
+    ('modern_gpt.py', f'{MODERN} --n_kv_head=1 --activation=relu2 --flash=True '
+                      '--ngram_rows=9'),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=4 --activation=gelu --tied=True --smear=0 '
-                      '--head_gate=False'),
+                      '--head_gate=False --ngram=1'),
     ('modern_gpt.py', f'{MODERN} --n_kv_head=2 --activation=quick_gelu --rms_norm=True '
                       '--qk_norm=False'),
     ('modern_gpt.py', f'{MODERN} --activation=relu --rotary=False')]
@@ -188,7 +194,7 @@ class Models(unittest.TestCase):
 
     def test_modern_is_gpt(self):
         """With every switch at gpt.py's choice: its losses, weights and text, to the last bit."""
-        switches = ('--muon=False --epochs=False --activation=gelu --rotary=False --smear=0 '
+        switches = ('--muon=False --epochs=False --activation=gelu --rotary=False --smear=0 --ngram=1 '
                     '--head_gate=False --qk_norm=False --rms_norm=False --flash=False '
                     '--tied=True --kv_cache=False --mlp_width=4 --c_proj_gain=0.3 ')
         for more in '--n_kv_head=2', '--dtype=bfloat16 --n_head=4 --n_embd=48 --n_kv_head=4':
