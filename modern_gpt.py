@@ -19,7 +19,7 @@ New since gpt.py:
 - rotary: queries and keys are rotated by their position (rotary)
 - grouped queries: heads share keys and values (n_kv_head)
 - head gate: a learned gate on each head's output (head_gate)
-- n-grams: each string of 2, 3 or 4 characters has a vector, too (ngram)
+- n-grams: strings of 2, 3 and 4 characters have vectors, too (ngram)
 - smear: every layer also reads a learned share of the three positions before (smear)
 - untied head: embedding and head have their own weights (tied)
 - residual scaling: at the start, blocks add nothing (c_proj_gain)
@@ -72,14 +72,14 @@ n_kv_head = 3 if device == 'cuda' else 1  # key/value heads (1: multi-query atte
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
 ngram = 4  # strings of up to this many characters have vectors, too [1]
-ngram_rows = 16384  # rows of the table of these vectors
+ngram_rows = 16384  # rows of the table of these vectors, shared by several strings each
 ngram_decay = 1.5  # its weight decay: high, or it learns rare strings by heart
 smear = 3  # earlier positions of which every layer also reads a share [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
 rms_norm = device == 'cuda'  # RMSNorm instead of LayerNorm [False]
 flash = device == 'cuda'  # attention in one kernel [False]
 use_compile = False  # torch.compile; needs a C++ compiler [False]
-kv_cache = True  # keep keys and values while sampling [False]
+kv_cache = True  # keep keys and values while sampling; when full, start from half [False]
 
 def fastest():
     """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
@@ -140,10 +140,10 @@ def get_batch(step):
     """Sequences x (B = batch_size, T = block_size) for a step (from 1 on); y is x shifted by one
     character."""
     if epochs:  # each epoch cuts the text at a new offset and shuffles the pieces
-        n = len(train_data) // block_size - 1  # one fewer, because the offset shifts the last out
-        epoch, batch = divmod(step - 1, max(1, n // batch_size))
+        pieces = len(train_data) // block_size - 1  # one fewer: the offset needs room
+        epoch, batch = divmod(step - 1, max(1, pieces // batch_size))
         rng = torch.Generator().manual_seed(seed * 10**6 + epoch)
-        order = torch.randperm(n, generator=rng).split(batch_size)[batch]
+        order = torch.randperm(pieces, generator=rng).split(batch_size)[batch]
         start = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
     else:
         start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
@@ -154,8 +154,8 @@ def get_batch(step):
 # The names are GPT-2's: wte and wpe are the embeddings of tokens and positions, h the blocks,
 # ln a LayerNorm, c_attn, c_fc and c_proj linear layers.
 class Smear(nn.Module):
-    """Add to each position learned shares of the positions before it (token shift of RWKV, Peng
-    et al. 2023; So et al. 2021)."""
+    """Add to each channel learned shares of its values at the positions before (a depthwise
+    causal convolution, So et al. 2021; token shift, Peng et al. 2023)."""
 
     def __init__(self):
         super().__init__()
@@ -167,7 +167,7 @@ class Smear(nn.Module):
         known = torch.cat((before, x), dim=1)  # (B, smear + T, C)
         if cache:
             cache[self] = known[:, T:]
-        for i, share in enumerate(self.share, 1):  # of the position i places earlier
+        for i, share in enumerate(self.share, 1):  # share (C,) of the position i places earlier
             x = x + share * known[:, smear - i:smear - i + T]
         return x
 
@@ -214,7 +214,7 @@ class CausalSelfAttention(nn.Module):
             if past:
                 k = torch.cat((cache[self][0], k), dim=2)
                 v = torch.cat((cache[self][1], v), dim=2)
-            cache[self] = k, v
+            cache[self] = k, v  # before they are repeated: fewer heads, a smaller cache
         if n_kv_head < n_head:  # shared by groups of heads (Ainslie et al. 2023)
             k = k.repeat_interleave(n_head // n_kv_head, dim=1)
             v = v.repeat_interleave(n_head // n_kv_head, dim=1)
@@ -317,12 +317,12 @@ class GPT(nn.Module):
         x = self.wte(idx[:, past:])  # (B, T - past, n_embd)
         if not rotary:
             x = x + self.wpe.weight[past:T]
-        # add a vector for the last 2, 3, ... characters; its row is a hash of them, so that a few
-        # strings must share a row (Pagnoni et al. 2024)
+        # add vectors for the last 2, 3, ... characters: a hash of them is a row of a table, with
+        # fewer rows than there are strings, so that strings share rows (Pagnoni et al. 2024)
         row = idx
         for n in range(1, ngram):
-            before = F.pad(idx, (n, 0))[:, :T]  # the character n places earlier
-            row = (row * 1_000_003 + before) % ngram_rows
+            before = F.pad(idx, (n, 0))[:, :T]  # the token n places earlier (0 before the first)
+            row = (row * 2_654_435_761 + before) % ngram_rows
             x = x + self.ngrams(row[:, past:])
         x = self.drop(self.smear(x, cache))
         for block in self.h:
@@ -338,8 +338,8 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
-        # length: how many positions have been read; each attention adds its keys and values,
-        # each Smear its last inputs
+        # cache[module]: an attention's keys and values, a Smear's last inputs; length: how many
+        # positions have been read
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
             if cache and idx.shape[1] > block_size:  # full: reread the last half
@@ -357,9 +357,8 @@ class GPT(nn.Module):
 # ------------------------------------------------------------------ optimizers
 def orthogonalize(x):
     """Matrices x (n, rows, columns) -> same directions, all singular values near 1."""
-    tall = x.shape[1] > x.shape[2]
-    if tall:  # x @ x.mT below is smaller for a wide matrix
-        x = x.mT
+    if x.shape[1] > x.shape[2]:  # x @ x.mT below is smaller for wide matrices
+        return orthogonalize(x.mT).mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # singular values: at most 1
     if dtype == 'bfloat16':
         x = x.bfloat16()
@@ -369,7 +368,7 @@ def orthogonalize(x):
         s = x @ x.mT
         s = -4.7750 * s + 2.0315 * s @ s
         x = 3.4445 * x + s @ x
-    return x.mT if tall else x
+    return x
 
 class Muon(torch.optim.Optimizer):
     """Momentum, then a step equally long in all directions (Jordan et al. 2024).
@@ -382,9 +381,8 @@ class Muon(torch.optim.Optimizer):
             params = group['params']
             grad = torch.stack([p.grad for p in params])  # (n, rows, columns)
             state = self.state[params[0]]  # one for the whole group
-            if not state:
-                state['momentum'] = torch.zeros_like(grad)
-            momentum = state['momentum'].lerp_(grad, 0.1)  # running mean
+            momentum = state.setdefault('momentum', torch.zeros_like(grad))
+            momentum.lerp_(grad, 0.1)  # running mean
             update = orthogonalize(grad.lerp(momentum, 0.9))  # Nesterov: look one step ahead
             rows, columns = params[0].shape
             # the rows of a tall orthogonal matrix are short: scale them to length 1
@@ -404,7 +402,7 @@ def configure_optimizers(model):
         elif p.dim() == 2:
             matrices.append(p)
         else:
-            vectors.append(p)  # norms: not decayed
+            vectors.append(p)  # of norms: not decayed
     optimizers = [torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay},
                                      {'params': table, 'weight_decay': ngram_decay},
                                      {'params': vectors, 'weight_decay': 0.0}],
@@ -528,7 +526,7 @@ while step < max_iters and not stop:
         scaler.unscale_(optimizer)
     max_norm = grad_clip if grad_clip > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    if norm.isfinite():  # else float16 overflowed: skip the step
+    if norm.isfinite():  # else float16 overflowed: both skip the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()
