@@ -11,10 +11,10 @@
     python gpt.py --resume --max_iters=0 --prompt=HAMLET:     just sample
     python gpt.py --rung=5                       an earlier model: see the ladder, below
 
-On 2 cores of an AMD EPYC it trains for 39 s (56 s in float32 with AVX2, as on most Intel
+On 2 cores of an AMD EPYC it trains for 32 s (56 s in float32 with AVX2, as on most Intel
 laptops) and reaches a validation loss of 1.608 nats per character on Tiny Shakespeare (mean of
-three seeds); on our input.txt, 1.619 in 45 s. With a CUDA GPU it trains a larger model for more
-steps; on a Mac, --device=mps uses the GPU.
+three seeds), 1.619 on our input.txt. With a CUDA GPU it trains a larger model for more steps; on
+a Mac, --device=mps uses the GPU.
 
 New since bigram.py: embeddings of characters and positions, attention, the MLP, residual
 connections, LayerNorm, dropout; mixed precision, warm-up, gradient clipping, weight decay;

@@ -8,9 +8,9 @@
     python modern_gpt.py --smear=0   the same without one of the ideas
     python modern_gpt.py --resume    continue (repeat the other settings, too)
 
-On 2 cores of an AMD EPYC it trains for 53 s (104 s in float32 with AVX2, as on most Intel
-laptops) and reaches a validation loss of 1.489 nats per character on input.txt (gpt.py: 1.619),
-1.476 on Tiny Shakespeare (mean of three seeds; gpt.py: 1.608).
+On 2 cores of an AMD EPYC it trains for 44 s (79 s in float32 with AVX2, as on most Intel
+laptops) and reaches a validation loss of 1.452 nats per character on input.txt (gpt.py: 1.619),
+1.430 on Tiny Shakespeare (mean of three seeds; gpt.py: 1.608).
 
 New since gpt.py:
 - Muon: orthogonalized updates for most of the blocks' matrices (muon)
