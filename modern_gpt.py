@@ -289,7 +289,7 @@ class GPT(nn.Module):
         if not rotary:
             self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
         if ngram > 1:
-            self.ngrams = nn.Embedding(ngram_rows, n_embd)  # which characters it follows
+            self.ngrams = nn.Embedding(ngram_rows, n_embd)  # which strings end here
         self.smear = Smear()
         self.drop = nn.Dropout(dropout)
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
@@ -526,7 +526,7 @@ while step < max_iters and not stop:
         scaler.unscale_(optimizer)
     max_norm = grad_clip if grad_clip > 0 else math.inf
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    if norm.isfinite():  # else float16 overflowed: both skip the step
+    if norm.isfinite():  # else float16 overflowed: neither takes the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()
