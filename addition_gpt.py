@@ -37,12 +37,11 @@ n_layer = 1  # blocks; one is enough if the sum is written last digit first
 n_head = 2  # attention heads per block
 n_embd = 16  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
-layer_norm = True  # LayerNorm before attention, MLP and head
-init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+init_gain = 0.8  # initial matrices have standard deviation init_gain / sqrt(columns)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 800  # training steps
 learning_rate = 2e-2  # peak learning rate
-warmup_ratio = 0.12  # fraction of the steps spent on warm-up
+warmup_ratio = 0.12  # fraction of the steps over which the learning rate rises
 beta2 = 0.9  # Adam averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 200  # evaluate every this many steps
@@ -74,9 +73,9 @@ if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintabl
 # 123+459=582 becomes a row of tokens, in one of three orders:
 #     reversed    123+459=2850        last digit first, so that carries come before their use
 #     plain       123+459=0582        the first digit depends on every carry
-#     scratchpad  123+459=2850=0582   reversed, then turned round: a chain of thought (Nye et al.
+#     scratchpad  123+459=2850=0582   reversed, then reversed: a chain of thought (Nye et al.
 #                                     2021, Wei et al. 2022)
-# Only what follows the first '=' is scored; all other targets are -1:
+# Only what follows the first '=' enters the loss; all other targets are -1:
 #     x    1  2  3  +  4  5  9  =  2  8  5
 #     y   -1 -1 -1 -1 -1 -1 -1  2  8  5  0
 chars = '0123456789+='  # the vocabulary; a digit's token id is the digit itself
@@ -118,7 +117,7 @@ def columns(L):
     All digits of a column share one position (position coupling, Cho et al. 2024). It is not
     embedded: a token sees only its own column and the next higher one, and can tell these two
     apart. The answer's 8 sees 2, 5 and 8: 2 + 5 is 7, so 1 was carried in, and 8 carries
-    nothing on. It also sees 1 and 4, so 5 comes next. The last carry is in the column of '+'."""
+    nothing on. It also sees 1 and 4, so 5 comes next. '+' has the column of the last carry."""
     number = list(range(L, 0, -1))
     answer = list(range(1, L + 2))
     return torch.tensor(number + [L + 1] + number + [0] + answer, device=device)
@@ -206,9 +205,9 @@ class Block(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd) if layer_norm else nn.Identity()
+        self.ln_1 = nn.LayerNorm(n_embd)
         self.attn = CausalSelfAttention()
-        self.ln_2 = nn.LayerNorm(n_embd) if layer_norm else nn.Identity()
+        self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP()
 
     def forward(self, x, column):
@@ -223,9 +222,9 @@ class GPT(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # which token it is
         if position == 'learned':  # coupled positions act in attention
-            self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+            self.wpe = nn.Embedding(block_size, n_embd)  # its position
         self.h = nn.ModuleList([Block() for _ in range(n_layer)])
-        self.ln_f = nn.LayerNorm(n_embd) if layer_norm else nn.Identity()
+        self.ln_f = nn.LayerNorm(n_embd)
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
         for name, p in self.named_parameters():
@@ -236,7 +235,7 @@ class GPT(nn.Module):
     def forward(self, idx, L, targets=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        All numbers have L digits; targets of -1 are not scored."""
+        All numbers have L digits; targets of -1 are ignored."""
         T = idx.shape[1]
         x = self.wte(idx)  # (B, T, n_embd)
         if position == 'learned':
@@ -284,23 +283,21 @@ optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, beta2), fused=True)
 
 @torch.no_grad()
 def evaluate(model, problems):
-    """Problems (N, 2, L) -> mean loss in nats per token, those answered wrong (M, 2, L), and
-    how many are answered right after a wrong scratchpad."""
+    """Problems (N, 2, L) -> mean loss in nats per token, and those answered wrong (M, 2, L)."""
     L = problems.shape[2]
-    total, wrong, slips = 0.0, [], 0
+    total, wrong = 0.0, []
     for part in problems.split(2000):  # all at once would take too much memory
         x, y = inputs_and_targets(part)
         logits, loss = model(x, L, y)
         total += loss.item() * len(part)
-        # greedy decoding writes the answer if each of its tokens is the most likely one after
-        # the correct tokens before it; else only a wrong scratchpad can still end right
+        # if each token of the answer is the most likely one after the correct tokens before it,
+        # generate would write it; write out the others: a wrong scratchpad can still end right
         exact = ((logits.argmax(dim=-1) == y) | (y == -1)).all(dim=1)
         x, y, part = x[~exact], y[~exact], part[~exact]
         written = model.generate(x[:, :2 * L + 2], L, y.shape[1] - 2 * L - 1)
         right = (written[:, -L - 1:] == y[:, -L - 1:]).all(dim=1)
         wrong.append(part[~right])
-        slips += right.sum().item()
-    return total / len(problems), torch.cat(wrong), slips
+    return total / len(problems), torch.cat(wrong)
 
 val_problems = held_out_problems(n_digits, 30_000 // n_digits)  # few if long, to save time
 train_loss = 0.0  # running mean of about the last 100 steps
@@ -316,7 +313,7 @@ for step in range(1, max_iters + 1):
     # backward, and a step against the gradient
     model.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
+    nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     optimizer.step()
 
     assert loss < 100, f'the loss is {loss}; lower the learning rate'  # false for nan, too
@@ -324,7 +321,7 @@ for step in range(1, max_iters + 1):
     if step % max(1, max_iters // 20) == 0:
         print(f'{step:6} {"*" * int(15 * train_loss)}')  # 15 stars for each nat
     if step % eval_interval == 0 or step == max_iters:
-        val_loss, wrong, _ = evaluate(model, val_problems)
+        val_loss, wrong = evaluate(model, val_problems)
         print(f'step {step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
               f'{time.time() - start_time:.1f} s')
         print(f'       {1 - len(wrong) / len(val_problems):.2%} of the held-out problems correct')
@@ -365,11 +362,9 @@ def prove():
     L = min(3, n_digits)
     digits = [torch.arange(10, device=device)] * (2 * L)
     problems = torch.cartesian_prod(*digits).view(-1, 2, L)  # all of them
-    _, wrong, slips = evaluate(model, problems)
+    _, wrong = evaluate(model, problems)
     print(f'all problems of {L} digits: {len(wrong):,} wrong of {len(problems):,}, '
           f'{time.time() - start_time:.1f} s')
-    if order == 'scratchpad':
-        print(f'right answers after a wrong scratchpad: {slips:,}')
     for digits in wrong[:3]:
         ask(digits)
 
@@ -382,7 +377,8 @@ else:
     for L in range(n_digits, longest + 1):
         problems = held_out_problems(L, 500)
         hard = carry_all_along(problems)
-        wrong, hard_wrong = evaluate(model, problems)[1], evaluate(model, hard)[1]
+        _, wrong = evaluate(model, problems)
+        _, hard_wrong = evaluate(model, hard)
         print(f'{L:3} digits: {len(wrong)} wrong of {len(problems)}, '
               f'{len(hard_wrong)} of {len(hard)}')
         if L == longest:

@@ -38,22 +38,22 @@ n_head = 6 if device == 'cuda' else 4  # attention heads per block
 n_embd = 384 if device == 'cuda' else 80  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
-init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+init_gain = 0.8  # initial matrices have standard deviation init_gain / sqrt(columns)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 5000 if device == 'cuda' else 3600  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak learning rate (tuned for the CPU)
-warmup_ratio = 0.04  # fraction of the steps spent on warm-up
+warmup_ratio = 0.04  # fraction of the steps over which the learning rate rises
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500 if device == 'cuda' else 1200  # evaluate every this many steps
 checkpoint = 'gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
-prompt = ''  # text to continue ('': start with the first character of the vocabulary)
+prompt = ''  # text to continue ('': the first character of the vocabulary, not shown)
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
-rung = 12  # 2 to 11: an earlier, simpler model, with settings of its own (see the ladder)
+rung = 12  # 2 to 11: an earlier model, whose settings (see the ladder) replace those above
 
 def fastest():
     """bfloat16 where the hardware multiplies it, float16 on older GPUs (T4), else float32."""
@@ -93,7 +93,7 @@ url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # fails if cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -112,7 +112,7 @@ val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch():
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # (B, 1)
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -181,7 +181,7 @@ class GPT(nn.Module):
     def __init__(self):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
-        self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        self.wpe = nn.Embedding(block_size, n_embd)  # its position
         self.drop = nn.Dropout(dropout)
         self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
@@ -216,9 +216,8 @@ class GPT(nn.Module):
             yield token
 
 # ------------------------------------------------------------------ ladder
-# The ladder leads from bigram.py (rung 1) to this model (rung 12). Each rung adds one idea;
-# the last two add size.
-# Only --rung=2 to --rung=11 use it: skip it on a first reading.
+# The ladder leads from bigram.py (rung 1) to this model (rung 12). Rungs 2 to 10 add one idea
+# each, rungs 11 and 12 add size. Skip this section on a first reading: only --rung uses it.
 class AttentionOnly(nn.Module):
     """Rungs 2 and 3."""
     def __init__(self):
@@ -251,8 +250,6 @@ class PostNorm(Block):
         x = self.ln_2(x + self.mlp(x))
         return x
 
-PreNorm = Block  # from rung 9 on (GPT-2, Radford et al. 2019)
-
 ladder = {  # what each rung changes, on top of all rungs before it
     2: dict(Block=AttentionOnly, n_layer=1, n_head=1, n_embd=64, dropout=0.0, batch_size=32,
             block_size=16, max_iters=4000, learning_rate=3e-3, checkpoint='rung.pt',
@@ -263,7 +260,7 @@ ladder = {  # what each rung changes, on top of all rungs before it
     6: dict(Block=Residual, init_gain=0.8, c_proj_gain=0.3),
     7: dict(mlp_width=4),
     8: dict(Block=PostNorm),
-    9: dict(Block=PreNorm),
+    9: dict(Block=Block),  # pre-norm: the model above (GPT-2, Radford et al. 2019)
     10: dict(dropout=0.1),
     11: dict(dropout=0.0, block_size=64, batch_size=16, max_iters=3600),  # too small to overfit
 }  # 12: the constants at the top
@@ -279,7 +276,7 @@ if resume:
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     assert saved['checksum'] == checksum, f'{checkpoint} was trained on another input.txt'
     globals().update(saved['sizes'])
-    override()  # sizes on the command line win, and are then compared
+    override()  # so that other sizes on the command line are refused below
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width)
 assert not resume or sizes == saved['sizes'], f'{checkpoint} was trained with {saved["sizes"]}'
@@ -301,7 +298,7 @@ optimizer = torch.optim.AdamW([{'params': matrices, 'weight_decay': weight_decay
                                {'params': vectors, 'weight_decay': 0.0}],
                               betas=(0.9, beta2), fused=True)
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+device_type = torch.device(device).type  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 # only float16 needs it: a larger loss keeps small gradients from rounding to zero
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -380,7 +377,7 @@ while step < max_iters and not stop:
     model.zero_grad()
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
+    nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
     scaler.step(optimizer)
     scaler.update()
 

@@ -13,8 +13,8 @@ On 2 cores of an AMD EPYC the first command trains for 50 s (85 s in float32 wit
 most Intel laptops) and reaches 2.114 bits per byte of input.txt (gpt.py: 2.336). With a CUDA GPU
 it trains a larger model.
 
-OpenAI's 124M model, trained again by eight GPUs on 10 billion tokens of web text (20 GB; we had
-no such machine to run this on):
+A model of the size of OpenAI's smallest, trained from scratch by eight GPUs on 10 billion tokens
+of web text (20 GB; never run by us):
 
     torchrun --standalone --nproc_per_node=8 gpt2.py --dataset=fineweb-edu --n_shards=99 \
         --n_layer=12 --n_head=12 --n_embd=768 --block_size=1024 --batch_size=16 \
@@ -54,24 +54,24 @@ if '--device=cpu' in sys.argv:  # the sizes below depend on the device
 # some constants have two values: for a CUDA GPU, and for a laptop
 seed = 1337  # same seed + same settings = same model
 # weights to start from: '' (random), 'gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl', or a folder
-# with model.safetensors and config.json; their sizes then replace those below (only --block_size
-# on the command line can shorten theirs)
+# with model.safetensors and config.json; their sizes replace those below, except that
+# --block_size can shorten the context
 init_from = ''
 dataset = 'input.txt'  # a text file, 'fineweb', 'fineweb-edu', or a folder of token shards
 n_shards = 1  # shards of fineweb or fineweb-edu to train on, 100 million tokens each
 vocab_size = 2048  # size of a learned vocabulary
 total_batch_size = 16384 if device == 'cuda' else 2048  # tokens per optimizer step
-batch_size = 64 if device == 'cuda' else 32  # micro-batch size per process, in sequences
+batch_size = 64 if device == 'cuda' else 32  # sequences at once per process (micro-batch)
 block_size = 256 if device == 'cuda' else 64  # context length, in tokens
 n_layer = 6 if device == 'cuda' else 2  # blocks
 n_head = 6 if device == 'cuda' else 4  # attention heads per block
 n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
-init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+init_gain = 0.8  # initial matrices have standard deviation init_gain / sqrt(columns)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 2000 if device == 'cuda' else 1200  # training steps
 learning_rate = 1e-3 if device == 'cuda' else 4e-3  # peak learning rate (tuned for the CPU)
-warmup_ratio = 0.08  # fraction of the steps spent on warm-up
+warmup_ratio = 0.08  # fraction of the steps over which the learning rate rises
 weight_decay = 0.5  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
@@ -119,17 +119,17 @@ def override():
 
 override()
 world_size = int(os.environ.get('WORLD_SIZE', 1))  # number of processes, set by torchrun
-rank = int(os.environ.get('RANK', 0)) if world_size > 1 else 0  # number of this process
+rank = int(os.environ.get('RANK', 0)) if world_size > 1 else 0  # index of this process
 if device == 'cuda' and world_size > 1:
     device = f'cuda:{os.environ.get("LOCAL_RANK", 0)}'  # one GPU per process
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+device_type = torch.device(device).type  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 # ------------------------------------------------------------------ vocabulary
 # A text is first split into words (with the space before them), numbers, punctuation and
-# white space; no token crosses a split. This is GPT-2's pattern in a form that Python and
-# tiktoken read alike; the limit of 32 characters keeps a text without spaces fast.
+# white space; no token crosses a split. This is close to GPT-2's pattern; Python and
+# tiktoken read it alike, and its limit of 32 characters keeps texts without spaces fast.
 marks = r'!-/:-@\[-`{-~¡-¿‐-⁞、-〟'  # punctuation and symbols
 pattern = (rf"'(?:[sdmt]|ll|ve|re)| ?[^\s\d{marks}]{{1,32}}| ?\d{{1,32}}| ?[{marks}]{{1,32}}"
            r"|\s+(?!\S)|\s+")
@@ -187,7 +187,7 @@ def make_encoding(merges):
 
 # ------------------------------------------------------------------ data
 # A text, or web text in shards: files of 256 int32 (20240520, 1, number of tokens, zeros) and
-# the tokens as uint16, which are those of GPT-2.
+# the tokens as uint16, in GPT-2's vocabulary.
 hub = 'https://huggingface.co/datasets/kjj0/'
 web = {'fineweb': hub + 'fineweb10B-gpt2/resolve/main/fineweb_',  # Penedo et al. 2024
        'fineweb-edu': hub + 'finewebedu10B-gpt2/resolve/main/finewebedu_'}
@@ -199,7 +199,7 @@ def fetch(url, path):
         print('downloading', url, 'to', path)
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         socket.setdefaulttimeout(30)  # give up after 30 s without data
-        urllib.request.urlretrieve(url, path + '.tmp')  # raises an error if it is cut short
+        urllib.request.urlretrieve(url, path + '.tmp')  # fails if cut short
         socket.setdefaulttimeout(None)
         os.replace(path + '.tmp', path)
     if world_size > 1 and dist.is_initialized():
@@ -365,7 +365,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # which token it is
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # where it stands
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)  # its position
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.ln_f = nn.LayerNorm(config.n_embd)
@@ -374,7 +374,7 @@ class GPT(nn.Module):
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
-                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)  # GPT-2's 0.02: a gain of 0.55
+                nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)  # 0.02 in GPT-2 (gain 0.55)
             elif 'bias' in name:
                 nn.init.zeros_(p)
 
@@ -383,8 +383,8 @@ class GPT(nn.Module):
 
         With a cache, the first call reads the prompt, each later call one token. Only the last
         position's logits come back."""
-        past = cache['length'] if cache else 0  # positions read earlier
         T = idx.shape[1]
+        past = cache['length'] if cache else 0  # positions read earlier
         x = self.wte(idx[:, past:]) + self.wpe.weight[past:T]  # (B, T - past, n_embd)
         x = self.drop(x)
         for block in self.h:
@@ -537,7 +537,7 @@ def evaluate(model, tokens):
     y = tokens[1:n * T + 1].view(n, T)[rank::world_size]
     total = 0.0
     for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
-        if len(xb) > 0:  # of few sequences a process can have none
+        if len(xb) > 0:  # a process may get no sequences
             with autocast:
                 _, loss = model(xb, yb)
             total += loss.item() * len(xb)
@@ -558,8 +558,8 @@ def read_hellaswag(n):
 
 @torch.no_grad()
 def score_hellaswag(model, encoding, questions):
-    """Which of four endings continues a text? Returns the share of right answers when choosing
-    the ending with the lowest loss, once by the sum over its tokens and once by the mean."""
+    """Which of four endings continues a text? Returns two accuracies, of choosing the ending
+    whose loss, summed over its tokens or averaged, is lowest."""
     model.eval()
     n_right = np.zeros(2)
     for question in questions[rank::world_size]:
@@ -618,7 +618,7 @@ if __name__ == '__main__':
             with open(path) as file:
                 merges = json.load(file)
 
-    # the vocabulary: that of the weights; for random ones learned from the text, or GPT-2's
+    # the vocabulary: that of the weights, else learned from the text, or GPT-2's for shards
     if is_text and not sizes:
         train_text, _ = read_text()
         merges = learn_bpe(train_text[:10_000_000], vocab_size - 1)  # and one for <|endoftext|>
@@ -653,8 +653,8 @@ if __name__ == '__main__':
         assert shortest >= 2 * block_size, (
             f'{dataset} is too short: a part has {shortest} tokens, {2 * block_size} are needed')
         # micro-batches per step and process
-        n_micro, rest = divmod(total_batch_size, batch_size * block_size * world_size)
-        assert n_micro > 0 and rest == 0, (
+        grad_accum_steps, rest = divmod(total_batch_size, batch_size * block_size * world_size)
+        assert grad_accum_steps > 0 and rest == 0, (
             f'total_batch_size must be a multiple of {batch_size * block_size * world_size}, '
             'which is batch_size x block_size x processes')
         # whole sequences, and the last target
@@ -678,7 +678,7 @@ if __name__ == '__main__':
                                   betas=(0.9, beta2), fused=True)
     # only float16 needs it: a larger loss keeps small gradients from rounding to zero
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-    if device_type == 'cpu' and dtype == 'bfloat16':  # FlashAttention pays for long sequences
+    if device_type == 'cpu' and dtype == 'bfloat16':  # FlashAttention: long sequences only
         torch.backends.cuda.enable_flash_sdp(block_size > 128)
     train_model = torch.compile(model) if use_compile else model
 
@@ -738,7 +738,7 @@ if __name__ == '__main__':
         for xb, yb in zip(x.split(batch_size), y.split(batch_size)):
             with autocast:
                 logits, loss = train_model(xb, yb)
-            loss = loss / (n_micro * world_size)  # its share of the mean
+            loss = loss / (grad_accum_steps * world_size)  # its share of the mean
             scaler.scale(loss).backward()
             step_loss += loss.item()
         step_loss = sum_over_ranks(step_loss)
@@ -747,7 +747,7 @@ if __name__ == '__main__':
                 dist.all_reduce(p.grad)
         # a step against the gradient
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
         scaler.step(optimizer)
         scaler.update()
 

@@ -13,7 +13,7 @@ laptops) and reaches a validation loss of 1.452 nats per character on input.txt 
 1.430 on Tiny Shakespeare (mean of three seeds; gpt.py: 1.608).
 
 New since gpt.py:
-- Muon: orthogonalized updates for most of the blocks' matrices (muon)
+- Muon: updates equally long in all directions, for most of the blocks' matrices (muon)
 - epochs: read all of the text before repeating any (epochs)
 - SwiGLU: one half of c_fc's output gates the other (activation)
 - rotary: queries and keys are rotated by their position (rotary)
@@ -21,7 +21,7 @@ New since gpt.py:
 - head gate: a learned gate on each head's output (head_gate)
 - n-grams: strings of 2, 3 and 4 characters have vectors, too (ngram)
 - smear: every layer also reads a learned share of the three positions before (smear)
-- untied head: embedding and head have their own weights (tied)
+- untied: embedding and output layer have their own weights (tied)
 - residual scaling: at the start, blocks add nothing (c_proj_gain)
 - QK-norm: LayerNorm of queries and keys (qk_norm)
 - RMSNorm: LayerNorm without the mean (rms_norm)
@@ -47,23 +47,23 @@ n_head = 6 if device == 'cuda' else 2  # attention heads per block
 n_embd = 384 if device == 'cuda' else 128  # width of the residual stream
 mlp_width = 4  # c_fc's outputs / n_embd (SwiGLU keeps half)
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
-init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+init_gain = 0.8  # initial matrices have standard deviation init_gain / sqrt(columns)
 c_proj_gain = 0.0  # likewise for c_proj; at 0, blocks add nothing at first [0.3]
 max_iters = 5000 if device == 'cuda' else 1400  # training steps
 learning_rate = 2e-3 if device == 'cuda' else 8e-3  # AdamW's peak (tuned for the CPU)
-warmup_ratio = 0.03  # fraction of the steps spent on warm-up
+warmup_ratio = 0.03  # fraction of the steps over which the learning rate rises
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500 if device == 'cuda' else 700  # evaluate every this many steps
 checkpoint = 'modern_gpt.pt'  # checkpoint file, written at every evaluation
 resume = False  # continue from the checkpoint, with its sizes
-prompt = ''  # text to continue ('': start with the first character of the vocabulary)
+prompt = ''  # text to continue ('': the first character of the vocabulary, not shown)
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
 # the ideas; gpt.py has the values in [brackets]
-muon = True  # Muon for the blocks' matrices; if off, lower learning_rate [False]
+muon = True  # Muon for most block matrices; if off, lower learning_rate [False]
 muon_learning_rate = 0.02  # Muon's peak rate
 epochs = True  # read (nearly) all of the text before repeating any [False]
 activation = 'swiglu'  # see activations below ['gelu']
@@ -72,7 +72,7 @@ n_kv_head = 3 if device == 'cuda' else 1  # key/value heads (1: multi-query atte
 head_gate = True  # a learned gate on the output of each head [False]
 tied = False  # share weights between embedding and head [True]
 ngram = 4  # strings of up to this many characters have vectors, too [1]
-ngram_rows = 16384  # rows of the table of these vectors, shared by several strings each
+ngram_rows = 16384  # rows in their table; several strings share each row
 ngram_decay = 1.5  # its weight decay: high, or it learns rare strings by heart
 smear = 3  # earlier positions of which every layer also reads a share [0]
 qk_norm = device == 'cuda'  # normalize queries and keys [False]
@@ -119,7 +119,7 @@ url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 if not os.path.exists('input.txt'):
     assert not resume, f'put the input.txt that {checkpoint} was trained on into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # fails if cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -146,7 +146,7 @@ def get_batch(step):
         order = torch.randperm(pieces, generator=rng).split(batch_size)[batch]
         start = order[:, None] * block_size + torch.randint(block_size, (1,), generator=rng)
     else:
-        start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
+        start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # (B, 1)
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -287,7 +287,7 @@ class GPT(nn.Module):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
         if not rotary:
-            self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+            self.wpe = nn.Embedding(block_size, n_embd)  # its position
         if ngram > 1:
             self.ngrams = nn.Embedding(ngram_rows, n_embd)  # which strings end here
         self.smear = Smear()
@@ -297,28 +297,24 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         if tied:
             self.lm_head.weight = self.wte.weight  # shared weights (Press & Wolf 2017)
-        # standard deviation of the initial weights:
-        #     gates, lm_head, smear    0: gates at 1, all characters equally likely, no smear
-        #     c_proj                   c_proj_gain / sqrt(inputs)
-        #     other matrices           init_gain / sqrt(inputs)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 gain = c_proj_gain if 'c_proj' in name else init_gain
                 if 'gate' in name or 'smear' in name or name == 'lm_head.weight':
-                    gain = 0.0
+                    gain = 0.0  # gates at 1, all characters equally likely, no smear
                 nn.init.normal_(p, std=gain * p.shape[1] ** -0.5)
 
     def forward(self, idx, targets=None, cache=None):
         """Token ids (B, T) -> logits (B, T, vocab_size) and, given targets (B, T), mean loss.
 
-        With a cache, only for the positions that are not in it yet."""
+        With a cache, logits come back only for new positions."""
         T = idx.shape[1]
         past = cache['length'] if cache else 0  # positions read earlier
         x = self.wte(idx[:, past:])  # (B, T - past, n_embd)
         if not rotary:
             x = x + self.wpe.weight[past:T]
-        # add vectors for the last 2, 3, ... characters: a hash of them is a row of a table, with
-        # fewer rows than there are strings, so that strings share rows (Pagnoni et al. 2024)
+        # add vectors for the last 2, 3, ... characters: their hash (by an arbitrary large number)
+        # is the row of a table; strings outnumber rows and share them (Pagnoni et al. 2024)
         row = idx
         for n in range(1, ngram):
             before = F.pad(idx, (n, 0))[:, :T]  # the token n places earlier (0 before the first)
@@ -338,11 +334,12 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0):
         """Continue idx (B, T), yielding one new token (B, 1) at a time."""
+        idx = idx[:, -block_size:]
         # cache[module]: an attention's keys and values, a Smear's last inputs; length: how many
         # positions have been read
         cache = {'length': 0} if kv_cache else None
         for _ in range(max_new_tokens):
-            if cache and idx.shape[1] > block_size:  # full: reread the last half
+            if cache and idx.shape[1] > block_size:  # the cache is full: reread the last half
                 idx = idx[:, -max(1, block_size // 2):]
                 cache = {'length': 0}
             logits, _ = self(idx[:, -block_size:], cache=cache)
@@ -371,7 +368,7 @@ def orthogonalize(x):
     return x
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, then a step equally long in all directions (Jordan et al. 2024).
+    """A running mean of gradients, made equally long in all directions (Jordan et al. 2024).
 
     Each group holds matrices of one shape, which are stacked and computed together."""
 
@@ -419,7 +416,7 @@ if resume:
     saved = torch.load(checkpoint, map_location=device, weights_only=True)
     assert saved['checksum'] == checksum, f'{checkpoint} was trained on another input.txt'
     globals().update(saved['sizes'])
-    override()  # sizes on the command line win, and are then compared
+    override()  # so that other sizes on the command line are refused below
 sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_embd,
              mlp_width=mlp_width, n_kv_head=n_kv_head, activation=activation, rotary=rotary,
              head_gate=head_gate, tied=tied, ngram=ngram, ngram_rows=ngram_rows, smear=smear,
@@ -441,7 +438,7 @@ print(f'{device}, {dtype}; {sum(p.numel() for p in model.parameters()):,} parame
 optimizers = configure_optimizers(model)
 train_model = torch.compile(model) if use_compile else model
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+device_type = torch.device(device).type  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 # only float16 needs it: a larger loss keeps small gradients from rounding to zero
 scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -524,9 +521,8 @@ while step < max_iters and not stop:
     scaler.scale(loss).backward()
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
-    max_norm = grad_clip if grad_clip > 0 else math.inf
-    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
-    if norm.isfinite():  # else float16 overflowed: neither takes the step
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
+    if norm.isfinite():  # else float16 overflowed: skip the step
         for optimizer in optimizers:
             scaler.step(optimizer)
     scaler.update()

@@ -14,7 +14,7 @@ Intel laptops). With the docstrings of Python 3.11.7 and PyTorch 2.13.0 as the c
 fine-tuned model reaches 1.615 nats per character on input.txt; the model from scratch, with as
 many steps on input.txt, 1.731.
 
-torch.load('finetuned_gpt.pt')['best'] holds the weights of that stage. To sample from them:
+torch.load('finetuned_gpt.pt')['best'] holds the fine-tuned weights. To sample from them:
 python gpt.py --resume --checkpoint=finetuned_gpt.pt --max_iters=0
 
 New since gpt.py (diff -w shows it): a corpus; the training loop as a function, called once for
@@ -40,17 +40,17 @@ n_head = 6 if device == 'cuda' else 4  # attention heads per block
 n_embd = 384 if device == 'cuda' else 80  # width of the residual stream
 mlp_width = 4  # hidden layer of the MLP, as a multiple of n_embd
 dropout = 0.2 if device == 'cuda' else 0.0  # fraction of activations dropped during training
-init_gain = 0.8  # initial weights have standard deviation init_gain / sqrt(inputs)
+init_gain = 0.8  # initial matrices have standard deviation init_gain / sqrt(columns)
 c_proj_gain = 0.3  # likewise for c_proj layers, which write to the residual stream
 max_iters = 5000 if device == 'cuda' else 1600  # training steps on input.txt
 learning_rate = 1e-3 if device == 'cuda' else 3e-3  # peak, from scratch (tuned for the CPU)
-warmup_ratio = 0.04  # fraction of the steps spent on warm-up
+warmup_ratio = 0.04  # fraction of the steps over which the learning rate rises
 weight_decay = 0.1  # pulls matrices toward 0
 beta2 = 0.99  # AdamW averages squared gradients over 1 / (1 - beta2) steps
 grad_clip = 1.0  # clip the gradient norm at this value (0 = do not)
 eval_interval = 500 if device == 'cuda' else 1200  # evaluate every this many steps
 resume = False  # keep finished stages and continue the one that was interrupted
-prompt = ''  # text to continue ('': start with the first character of the vocabulary)
+prompt = ''  # text to continue ('': the first character of the vocabulary, not shown)
 temperature = 0.8  # below 1: safer; above 1: more surprising
 top_k = 0  # sample from the k most likely characters (0 = all, 1 = greedy)
 max_new_tokens = 500  # characters to write
@@ -101,7 +101,7 @@ url = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 if not os.path.exists('input.txt'):
     assert not resume, 'put the input.txt of the earlier run into this folder'
     print('no input.txt in this folder; downloading', url)
-    download = urllib.request.urlopen(url, timeout=30).read()  # an error if it is cut short
+    download = urllib.request.urlopen(url, timeout=30).read()  # fails if cut short
     with open('input.txt', 'wb') as file:
         file.write(download)
 with open('input.txt', encoding='utf-8-sig') as file:
@@ -120,7 +120,7 @@ val_data = data[n:]  # the last tenth (at most a million) is never trained on
 
 def get_batch(train_data):
     """Random sequences x (B = batch_size, T = block_size); y is x shifted by one character."""
-    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # a column
+    start = torch.randint(len(train_data) - block_size, (batch_size, 1))  # (B, 1)
     xy = train_data[(start + torch.arange(block_size + 1)).to(device)]  # (B, T + 1)
     return xy[:, :-1], xy[:, 1:]
 
@@ -184,7 +184,7 @@ print(f'{device}, {dtype}; {len(data):,} characters, {vocab_size} distinct; '
       f'corpus: {len(original):,} characters, {len(corpus_text):,} after conversion')
 assert len(corpus_text) >= len(original) / 2, f'{corpus}: most characters are not in input.txt'
 corpus_data = torch.tensor(encode(corpus_text), device=device)
-n = len(corpus_data) - min(len(corpus_data) // 10, 100_000)
+n = max(int(0.9 * len(corpus_data)), len(corpus_data) - 100_000)
 corpus_train = corpus_data[:n]
 corpus_val = corpus_data[n:]
 
@@ -253,7 +253,7 @@ class GPT(nn.Module):
     def __init__(self):
         super().__init__()
         self.wte = nn.Embedding(vocab_size, n_embd)  # which character it is
-        self.wpe = nn.Embedding(block_size, n_embd)  # where it stands
+        self.wpe = nn.Embedding(block_size, n_embd)  # its position
         self.drop = nn.Dropout(dropout)
         self.h = nn.Sequential(*[Block() for _ in range(n_layer)])
         self.ln_f = nn.LayerNorm(n_embd)
@@ -315,16 +315,19 @@ sizes = dict(block_size=block_size, n_layer=n_layer, n_head=n_head, n_embd=n_emb
              mlp_width=mlp_width)
 assert n_embd % n_head == 0, f'n_embd ({n_embd}) must be a multiple of n_head ({n_head})'
 assert len(val_data) > block_size, f'input.txt needs {10 * block_size + 1} characters'
-assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 10} characters'
+assert len(corpus_val) > block_size, f'{corpus} needs {10 * block_size + 1} characters'
 assert not resume or os.path.isfile('pretrained_gpt.pt'), 'no pretrained_gpt.pt to resume'
 assert temperature > 0, 'temperature must be above 0'
-for i in range(20):  # a model that has read the validation text would look too good
+# a model that has read the validation text would look too good; white space may differ
+squeeze = lambda s: s.replace(' ', '').replace('\n', '')
+squeezed = squeeze(corpus_text)
+for i in range(20):
     start = len(train_data) + i * max(0, len(val_data) - 200) // 19
     piece = text[start:start + 200]
-    assert piece not in corpus_text, f'{corpus} contains validation text: {piece[:50]!r}'
+    assert squeeze(piece) not in squeezed, f'{corpus} contains validation text: {piece[:50]!r}'
 
 # mixed precision: matrix products in dtype; softmax, LayerNorm and the loss in float32
-device_type = device.split(':')[0]  # 'cuda:1' -> 'cuda'
+device_type = torch.device(device).type  # 'cuda:1' -> 'cuda'
 autocast = torch.autocast(device_type, getattr(torch, dtype), enabled=dtype != 'float32')
 
 @torch.no_grad()
@@ -425,7 +428,7 @@ def train(stage, model, train_data, val_data, max_iters, learning_rate):
         model.zero_grad()
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip if grad_clip > 0 else math.inf)
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
         scaler.step(optimizer)
         scaler.update()
 

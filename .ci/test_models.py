@@ -171,7 +171,8 @@ class Models(unittest.TestCase):
     def test_context(self):
         """A token follows from the last block_size; a full cache is reread from its last half."""
         rows = [('gpt.py', '', 3, 16), ('pretrain_finetune.py', '', 3, 16), ('gpt2.py', '', 5, 8),
-                ('gpt2.py', '', 25, 8), ('modern_gpt.py', '--kv_cache=False', 3, 16)]
+                ('gpt2.py', '', 25, 8), ('modern_gpt.py', '--kv_cache=False', 3, 16),
+                ('modern_gpt.py', '', 25, 8)]
         rows += [('modern_gpt.py', f'--n_head=4 {more}', 3, 8) for more in (
             '--qk_norm=True', '--n_kv_head=4 --flash=True',
             '--n_kv_head=1 --rotary=False --smear=0')]

@@ -30,14 +30,15 @@ class Pretraining(unittest.TestCase):
             self.assertEqual(names['decode'](data.tolist()), (converted + '\n') * 200)
             self.assertEqual(len(names['corpus_val']), len(data) // 10)
         for corpus, message in (('ДОМ, дом\n' * 999, 'most characters'),
-                                ('to be\n' * 20, 'odd.txt needs 170 characters')):
+                                ('to be\n' * 20, 'odd.txt needs 161 characters')):
             (folder / 'odd.txt').write_text(corpus, encoding='utf-8')
             self.assertIn(message, run(SCRIPT, f'{UNTRAINED} --corpus=odd.txt', folder).message)
 
     def test_leak(self):
         """A corpus with a long passage of the validation text is refused; a quotation is not."""
-        text = ''.join(map(chr, range(20000, 24000)))
+        text = ' ' + ''.join(map(chr, range(20000, 24000)))
         for passage, message in ((text[-225:], 'validation text'), (text[3650:3840], 'fine'),
+                                 (' '.join(text[-225:]), 'validation text'),
                                  (text[:3600], 'fine')):
             folder = folder_with(text)
             (folder / 'odd.txt').write_text(text[::-1] + passage, encoding='utf-8')
