@@ -64,7 +64,8 @@ class Files(unittest.TestCase):
         for script in SCRIPTS:
             edited = fit(script, f'{SMALL} --dtype=float32')
             with (mock.patch('torch.cuda.is_available', return_value=True),
-                  mock.patch('torch.cpu.get_capabilities', return_value={'avx512_bf16': True})):
+                  mock.patch('torch.cpu.get_capabilities', create=True,
+                             return_value={'avx512_bf16': True})):
                 names = execute(script, edited, cell=True).names
             self.assertEqual((names['device'], names.get('dtype')),
                              ('cpu', 'float32' if 'dtype' in edited else None), script)

@@ -145,6 +145,8 @@ class Models(unittest.TestCase):
             self.assertEqual((f'{found:,}', names['n_head'], names['model'].drop.p),
                              (count, 1 if rung == '2' else 4, 0.1 if rung == '10' else 0))
         self.assertEqual(len(untrained('gpt.py', '--rung=9 --n_layer=1')['model'].h), 1)
+        last = [losses(run('gpt.py', rung).out) for rung in ('--rung=11', '--rung=12')]
+        self.assertEqual(*last)  # but for sizes, which the settings of the tests replace
 
     def test_sampling(self):
         """Temperature, top_k and top_p do what they say."""

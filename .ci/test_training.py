@@ -9,6 +9,30 @@ from common import (OVERFITS, SCRIPTS, SMALL, STAGES, TEXT, TEXTUAL, UNIQUE, UNT
                     run, sample, untrained)
 
 class Training(unittest.TestCase):
+    def test_settings_matter(self):
+        """A setting with another value changes what is printed."""
+        brief = '--max_iters=4 --pretrain_max_iters=4 --max_new_tokens=20 '
+        for more, settings in (
+                (UNTRAINED, '--seed=2'), ('--temperature=0.01', '--prompt=K'),
+                (brief, '--init_gain=2 --c_proj_gain=2 --beta2=0.5 --grad_clip=0.01 --seed=2 '
+                        '--pretrain_learning_rate=0.1 --temperature=0.02 --top_k=2 --top_p=0.1'),
+                (brief + '--lora_rank=2', '--lora_learning_rate=0.1')):
+            for script in SCRIPTS:
+                if not fit(script, settings) or (script, more) == ('addition_gpt.py', UNTRAINED):
+                    continue
+                plain = run(script, more)
+                for setting in fit(script, settings).split():
+                    with self.subTest(f'{script} {setting}'):
+                        changed = run(script, f'{more} {setting}')
+                        self.assertEqual(changed.message, 'fine')
+                        self.assertNotEqual(*[re.sub(r'[\d.]+ s$|K', '', one.out, flags=re.M)
+                                              for one in (plain, changed)])
+
+        for script in SCRIPTS[1:]:
+            free = [losses(run(script, f'{brief} --grad_clip={norm}').out)
+                    for norm in ('0', '1e9')]
+            self.assertEqual(*free, script)  # 0: no clipping
+
     def test_batches(self):
         """Sequences of the training text and their next characters; every place can occur."""
         for script in TEXTUAL:
@@ -135,6 +159,10 @@ class Stopped(unittest.TestCase):
 
     def test_resume(self):
         """In each stage, as if killed, and by Ctrl-C. What is saved survives what comes later."""
+        def interrupt_once():
+            interrupt()  # the next one would end the run at once
+            self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
+
         stops = '^step 8:', '^ +6 ', '^ +8 '
         in_stages = [f'^{stage}:.*?{stop}' for stage in STAGES for stop in stops]
         for script, text, more, patterns in (
@@ -146,12 +174,14 @@ class Stopped(unittest.TestCase):
             whole = run(script, more, folder_with(text))
             for pattern in patterns:
                 with self.subTest(f'{script} {more} {pattern}'):
-                    screen = Screen(pattern, interrupt if pattern.endswith(' ') else sys.exit)
+                    action = interrupt_once if pattern.endswith(' ') else sys.exit
+                    screen = Screen(pattern, action)
                     stopped = run(script, more, folder_with(text), screen=screen)
                     self.assertIsNone(screen.action)  # it has been called
                     resumed = run(script, f'{more} --resume', stopped.folder)
                     self.assertIn('after step ' + re.search(r'\d+', pattern)[0], resumed.out)
                     self.assertTrue(end(resumed) == end(whole))
+                    self.assertEqual([*stopped.folder.glob('*.old')], [])
                     both = losses(stopped.out) + losses(resumed.out)
                     self.assertEqual(both, losses(whole.out))  # nothing is trained twice
             files = {path: path.read_bytes() for path in whole.folder.glob('*.pt')}
