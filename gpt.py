@@ -11,7 +11,7 @@
     python gpt.py --resume --max_iters=0 --prompt=HAMLET:     just sample
     python gpt.py --rung=5                       an earlier model: see the ladder, below
 
-On 2 cores of an AMD EPYC it trains for 32 s (56 s in float32 with AVX2, as on most Intel
+On 2 cores of an AMD EPYC it trains for 37 s (61 s in float32 with AVX2, as on most Intel
 laptops) and reaches a validation loss of 1.608 nats per character on Tiny Shakespeare (mean of
 three seeds), 1.619 on our input.txt. With a CUDA GPU it trains a larger model for more steps; on
 a Mac, --device=mps uses the GPU.

@@ -9,7 +9,7 @@ r"""GPT-2 itself: its vocabulary, its weights, its training, its scores.
     python gpt2.py --init_from=gpt2 --max_iters=0 --prompt="The meaning of life is"
                                write with OpenAI's weights
 
-On 2 cores of an AMD EPYC the first command trains for 50 s (85 s in float32 with AVX2, as on
+On 2 cores of an AMD EPYC the first command trains for 49 s (85 s in float32 with AVX2, as on
 most Intel laptops) and reaches 2.114 bits per byte of input.txt (gpt.py: 2.336). With a CUDA GPU
 it trains a larger model.
 
