@@ -82,6 +82,11 @@ class Addition(unittest.TestCase):
         sums = problems.sum(dim=1)
         self.assertTrue((sums[:, :-1] == 9).all() and (sums[:, -1] > 9).all())
 
+    def test_proof_of_more_digits(self):
+        """If more than three digits are trained on, three are proved."""
+        out = self.perfect('--n_digits=4 --test_digits=4')
+        self.assertIn('all problems of 3 digits: 0 wrong of 1,000,000', out)
+
     def test_answers(self):
         """Wrong is what greedy decoding gets wrong; --problem answers and judges."""
         for settings, answer in ORDERS.items():
@@ -92,15 +97,19 @@ class Addition(unittest.TestCase):
                 self.assertEqual(out, f'{written.get(answer, "78+45=123")} (correct)\n')
             out = self.perfect(f'{settings} --problem=0+000')
             self.assertRegex(out, r'^(0\+0=0|000\+000=0000=0000) \(correct\)\n$')
-            names = run(SCRIPT, f'{settings} --max_iters=250 --warmup_ratio=0.1 --n_layer=1 '
-                                '--eval_interval=999 --batch_size=64 --n_embd=16').names
+            ended = run(SCRIPT, f'{settings} --max_iters=250 --warmup_ratio=0.1 --n_layer=1 '
+                                '--eval_interval=999 --batch_size=64 --n_embd=16')
+            names = ended.names
             model = names['model']
-            problems = torch.randint(10, (999, 2, 2))
+            _, wrong = names['evaluate'](model, names['val_problems'])
+            share = 1 - len(wrong) / len(names['val_problems'])
+            self.assertIn(f' {share:.2%} of the held-out problems correct', ended.out)
+            problems = torch.randint(10, (2999, 2, 2))  # in two parts
             rows = names['rows_of'](problems)
             loss, wrong = names['evaluate'](model, problems)
             out = model.generate(rows[:, :6], 2, len(answer))
             right = (out[:, -3:] == rows[:, -3:]).all(dim=1)
             self.assertTrue(torch.equal(wrong, problems[~right]))
-            self.assertTrue(20 < right.sum() < 980, right.sum())
+            self.assertTrue(60 < right.sum() < 2940, right.sum())
             y = F.pad(rows[:, 6:], (5, 0), value=-1)
             self.assertAlmostEqual(loss, model(rows[:, :-1], 2, y)[1].item(), places=5)

@@ -116,6 +116,21 @@ class Files(unittest.TestCase):
         good = (folder / 'gpt.pt').read_bytes()
         run('gpt.py', '--max_iters=0', folder)  # trains nothing, renames nothing
         self.assertEqual((folder / 'gpt.pt').read_bytes(), good)
+        # killed while it saves, or after a resume before it saves again
+        for script in 'gpt.py', 'pretrain_finetune.py', 'modern_gpt.py', 'gpt2.py':
+            saved = run(script).folder
+            before = {path: path.read_bytes() for path in saved.glob('*.pt')}
+            def killed(_, path):
+                with open(path, 'wb') as file:
+                    file.write(b'half')
+                sys.exit('killed')
+            with mock.patch('torch.save', killed):
+                ended = run(script, '--resume --max_iters=16', saved)
+            self.assertEqual(ended.message, 'killed')
+            again = [path for path in before if script != 'pretrain_finetune.py'
+                     or path.stem in ('pretrained_gpt', 'finetuned_gpt')]  # later ones train anew
+            self.assertEqual([path.read_bytes() for path in again],
+                             [before[path] for path in again])
         for settings, text, message in (
                 ('--n_head=4', TEXT, 'n_head'), ('--rung=9 --checkpoint=gpt.pt', TEXT, 'rung'),
                 ('', TEXT[9:] + TEXT[:9], 'gpt.pt'),  # in the same characters
@@ -125,6 +140,24 @@ class Files(unittest.TestCase):
                 (other / 'gpt.pt').write_bytes(good)
                 self.assertIn(message, execute('gpt.py', f'{sizeless} {settings}', other).message)
                 self.assertEqual((other / 'gpt.pt').read_bytes(), good)
+
+    def test_architecture(self):
+        """What a model computes is compared with its checkpoint."""
+        for script, changes in (
+                ('gpt.py', 'n_head=4 mlp_width=2'),
+                ('modern_gpt.py', 'n_head=4 mlp_width=2 n_kv_head=2 activation=gelu '
+                                  'rotary=False head_gate=False tied=True ngram=3 ngram_rows=99 '
+                                  'smear=2 qk_norm=True rms_norm=True muon=False')):
+            folder = run(script, '--max_iters=1').folder
+            for change in changes.split():
+                ended = run(script, f'--max_iters=1 --resume --{change}', folder)
+                self.assertIn('was trained with', ended.message, change)
+
+    def test_last_step(self):
+        """The last step is evaluated, whatever the interval, and saved."""
+        for script in SCRIPTS:
+            ended = run(script, '--max_iters=6')
+            self.assertEqual(losses(ended.out)[-1][0], 6, script)
 
     def test_screens(self):
         """Letters that stdout can't show become '?'; no stdout at all is no error."""

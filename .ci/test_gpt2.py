@@ -1,5 +1,5 @@
 """gpt2.py: its weights, its vocabulary, its data, its scores, its processes."""
-import collections, json, math, os, re, subprocess, sys, time, unittest
+import collections, contextlib, io, json, math, os, re, subprocess, sys, time, unittest
 from unittest import mock
 import numpy as np
 import torch
@@ -42,6 +42,50 @@ class Gpt2(unittest.TestCase):
         exact = linear(x)
         rounded = self.names['Int8Linear'](linear).bfloat16()
         self.assertLess((rounded(x.bfloat16()) - exact).std(), 0.007 * exact.std())
+
+    def test_int8_setting(self):
+        """With int8 the sample is that of a model with all its linear layers rounded."""
+        model = run(SCRIPT, '--max_iters=0 --int8').names['model']
+        rounded = [part for part in model.modules() if type(part).__name__ == 'Int8Linear']
+        self.assertEqual(len(rounded), 2 * 4 + 1)
+        self.assertFalse([part for part in model.modules() if isinstance(part, nn.Linear)])
+
+    def test_letters(self):
+        """A letter of several tokens is written whole; <|endoftext|> ends the text."""
+        names, encoding = self.trained.names, self.trained.names['encoding']
+        tokens = torch.tensor([*'é日🎉'.encode(), encoding.eot_token, 65])  # bytes are tokens
+        with (mock.patch.object(names['GPT'], 'generate', return_value=tokens[:, None, None]),
+              contextlib.redirect_stdout(io.StringIO()) as screen):
+            call(names, 'sample', n=9)
+        self.assertEqual(sample(screen.getvalue()), names['prompt'] + 'é日🎉\n')
+
+    def test_openai(self):
+        """OpenAI's weights are fetched once, each name's own."""
+        folder = folder_with(None)
+        self.save(folder / 'xl', 16, 50257, 1, 2, 4)
+        where = '/openai-community/gpt2-xl/resolve/main/'
+        bodies = {where + file: (folder / 'xl' / file).read_bytes()
+                  for file in ('config.json', 'model.safetensors')}
+        more = f'--init_from=gpt2-xl --max_iters=0 --cache_dir={folder}'
+        for count in 2, 0:
+            with serve(bodies) as (_, asked):
+                self.assertEqual(self.sizeless(more).message, 'fine')
+            self.assertEqual(len(asked), count)
+
+    def test_unseen(self):
+        """The vocabulary is learned without the validation text; of a shard, ten million tokens
+        are enough to validate on."""
+        text = TEXT[:9000 - 900] + 'zq' * 450
+        names = run(SCRIPT, '--max_iters=1', folder_with(text)).names
+        n = int(0.9 * len(text))
+        self.assertEqual(names['merges'], names['learn_bpe'](text[:n], 299))
+        folder = folder_with(None)
+        for name in 'val', 'train':
+            header = np.array([20240520, 1, 10_000_009] + [0] * 253, '<i4').tobytes()
+            (folder / f'{name}.bin').write_bytes(header)
+            os.truncate(folder / f'{name}.bin', 1024 + 2 * 10_000_009)
+        _, val = call(names, 'read_tokens', dataset=str(folder), is_text=False)
+        self.assertEqual(len(val), 10_000_000)
 
     def test_files(self):
         """Weights in OpenAI's layout, both ways; wrong, damaged and short files are refused."""

@@ -1,8 +1,10 @@
 """The models: their logits, what they see, what they write."""
-import math, re, unittest
+import contextlib, inspect, io, math, re, unittest
+from unittest import mock
 import torch
 from torch.nn import functional as F
-from common import TEXT, TEXTUAL, execute, folder_with, losses, read, run, sample, untrained
+from common import (SCRIPTS, TEXT, TEXTUAL, UNTRAINED, call, execute, folder_with, losses, read,
+                    run, sample, untrained)
 
 ACTIVATIONS = {
     'gelu': lambda x: x / 2 * (1 + torch.erf(x / 2**0.5)),
@@ -123,11 +125,27 @@ class Models(unittest.TestCase):
                 self.assertLess(change[:9].max().item(), 1e-5)
                 self.assertGreater(change[9:].min().item(), 1e-4)
 
+    def test_initial_weights(self):
+        """The spread of the initial weights is the gain / sqrt(inputs)."""
+        for script in SCRIPTS[1:]:
+            more = (f'{UNTRAINED} --n_embd=64 --n_head=2 --init_gain=0.5 --c_proj_gain=0.1 '
+                    '--lora_rank=9')
+            for name, p in run(script, more).names['model'].named_parameters():
+                if name.endswith('attn.bias') and script == 'addition_gpt.py':
+                    self.assertTrue(torch.equal(p, 3 * torch.eye(2)))
+                elif p.dim() == 2 and not name.endswith('.B'):  # LoRA's A has the gain 1
+                    gain = 1 if name.endswith('.A') else 0.1 if 'c_proj' in name else 0.5
+                    if script == 'modern_gpt.py' and re.search('gate|smear|lm_head', name):
+                        gain = 0
+                    spread = p.std().item() * p.shape[1] ** 0.5
+                    self.assertAlmostEqual(spread, gain, delta=0.1 * gain, msg=(script, name))
+
     def test_dropout(self):
         """In training each part of a model drops, in evaluation none."""
         x = torch.randn(1, 16, 32)
-        for script in 'gpt.py', 'pretrain_finetune.py', 'modern_gpt.py', 'gpt2.py':
-            model = untrained(script, '--dropout=0.5')['model']
+        for script, more in (('gpt.py', ''), ('pretrain_finetune.py', ''), ('modern_gpt.py', ''),
+                             ('modern_gpt.py', '--flash=True'), ('gpt2.py', '')):
+            model = untrained(script, f'--dropout=0.5 {more}')['model']
             for part in model.drop, model.h[0].attn, model.h[0].mlp, model.h[0].attn:
                 self.assertTrue(torch.equal(part.eval()(x), part(x)))
                 self.assertFalse(torch.equal(part.train()(x), part(x)), script)
@@ -169,6 +187,24 @@ class Models(unittest.TestCase):
                 share = torch.bincount(drawn[:, 0], minlength=len(chances))[order] / 5000
                 self.assertLess((share - chances).abs().max().item(), 0.03, (script, row))
                 self.assertEqual(share[chances == 0].sum().item(), 0, (script, row))
+
+    def test_sample(self):
+        """The text at the end continues the prompt, by the settings."""
+        settings = dict(temperature=0.5, top_k=4, top_p=0.7)
+        more = '--prompt=moon --temperature=0.5 --top_k=4 --top_p=0.7'
+        for script in [*TEXTUAL, 'gpt2.py']:
+            names = untrained(script, more)
+            model, prompt = names['model'], 'moon'
+            ids = (names['encoding'].encode_ordinary(prompt) if script == 'gpt2.py' else
+                   names['encode'](prompt))
+            signature = inspect.signature(model.generate)
+            with (mock.patch.object(model, 'generate', return_value=[]) as generate,
+                  contextlib.redirect_stdout(io.StringIO())):
+                call(names, 'sample', n=9)
+            given = signature.bind(*generate.call_args[0], **generate.call_args[1]).arguments
+            self.assertEqual(given.pop('idx').tolist(), [ids])
+            expected = {name: value for name, value in settings.items() if name in names}
+            self.assertEqual(given, dict(max_new_tokens=9, **expected), script)
 
     def test_context(self):
         """A token follows from the last block_size; a full cache is reread from its last half."""

@@ -74,6 +74,19 @@ class Pretraining(unittest.TestCase):
             if broken or not body:
                 self.assertEqual({*os.listdir(first.folder)}, {'corpus.txt', 'input.txt'})
 
+    def test_megabytes(self):
+        """So much of a corpus is read, also after less of it; 100,000 characters validate."""
+        url, text = 'https://a.org/text.txt', 'The king sees the cat.\n' * 100_000
+        folder = folder_with(TEXT)
+        with serve({'/text.txt': text.encode()}):
+            for megabytes in 1, 2:
+                more = f'{UNTRAINED} --megabytes={megabytes} --corpus={url}'
+                names = run(SCRIPT, more, folder).names
+                self.assertEqual(len(names['original']), megabytes * 10**6)
+        self.assertEqual(len(names['corpus_val']), 100_000)
+        names = run(SCRIPT, f'{UNTRAINED} --megabytes=1 --corpus=docstrings').names
+        self.assertEqual(len(names['original']), 10**6)
+
     def test_docstrings(self):
         """The docstrings of Python and PyTorch, without tests and other packages."""
         root = folder_with(None) / 'tests[a]'
