@@ -292,6 +292,24 @@ class Gpt2(unittest.TestCase):
             alone = run(SCRIPT)
         self.assertEqual(sample(alone.out), sample(run(SCRIPT).out))
 
+    def test_stop_together(self):
+        """Ctrl-C in one of two processes ends the training of both."""
+        folder = folder_with(TEXT)
+        (folder / SCRIPT).write_text(read(SCRIPT), encoding='utf-8')
+        (folder / 'sitecustomize.py').write_text(  # interrupts process 1 after an evaluation
+            'import os, signal, threading, time\n'
+            'def stop():\n'
+            '    while not os.path.exists("gpt2.pt"): time.sleep(0.01)\n'
+            '    os.kill(os.getpid(), signal.SIGINT)\n'
+            'if os.environ.get("RANK") == "1": threading.Thread(target=stop).start()\n')
+        command = f'-m torch.distributed.run --standalone --nproc_per_node=2 {SCRIPT} '
+        command += fit(SCRIPT, f'{SMALL} --dtype=float32 --batch_size=4 --max_iters=2000')
+        done = subprocess.run([sys.executable, *command.split()], cwd=folder, timeout=100,
+                              env={**os.environ, 'PYTHONPATH': str(folder)},
+                              capture_output=True, encoding='utf-8')
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn('stopped after step', done.stdout)
+
     def test_settings(self):
         """Sizes and vocabulary are those of the weights; what is typed holds or is refused."""
         for more in '--resume', '--init_from=out --block_size=16 --checkpoint=b.pt':
