@@ -314,7 +314,7 @@ class GPT(nn.Module):
         if not rotary:
             x = x + self.wpe.weight[past:T]
         # add vectors for the last 2, 3, ... characters: their hash (by an arbitrary large number)
-        # is the row of a table; strings outnumber rows and share them (Pagnoni et al. 2024)
+        # picks the row of a table; strings outnumber rows and share them (Pagnoni et al. 2024)
         row = idx
         for n in range(1, ngram):
             before = F.pad(idx, (n, 0))[:, :T]  # the token n places earlier (0 before the first)

@@ -154,7 +154,7 @@ class Files(unittest.TestCase):
                 self.assertIn('was trained with', ended.message, change)
 
     def test_last_step(self):
-        """The last step is evaluated, whatever the interval, and saved."""
+        """The last step is evaluated, whatever the interval."""
         for script in SCRIPTS:
             ended = run(script, '--max_iters=6')
             self.assertEqual(losses(ended.out)[-1][0], 6, script)
