@@ -73,7 +73,7 @@ if hasattr(sys.stdout, 'reconfigure'):  # print line by line; '?' for unprintabl
 # 123+459=582 becomes a row of tokens, in one of three orders:
 #     reversed    123+459=2850        last digit first, so that carries come before their use
 #     plain       123+459=0582        the first digit depends on every carry
-#     scratchpad  123+459=2850=0582   reversed, then reversed: a chain of thought (Nye et al.
+#     scratchpad  123+459=2850=0582   reversed, then plain: a chain of thought (Nye et al.
 #                                     2021, Wei et al. 2022)
 # Only what follows the first '=' enters the loss; all other targets are -1:
 #     x    1  2  3  +  4  5  9  =  2  8  5
